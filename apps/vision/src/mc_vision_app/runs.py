@@ -1,0 +1,84 @@
+"""Opening what ``pretrain`` left: the encoder of a run, finished or not, or a saved encoder folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mc_core.engine.checkpoint import CheckpointFolder
+from mc_core.errors import CheckpointError, DataError
+from mc_core.export import load_model
+from mc_vision.data import ImageSource
+from mc_vision.encoders import TimmEncoder
+from mc_vision.methods import METHODS
+from mc_vision.recipe import Recipe, resolve_recipe
+from mc_vision.transforms import EvalDataset
+from mc_vision.transforms_config import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """An encoder and how its images are prepared.
+
+    Attributes:
+        folder: the run, or the saved encoder.
+        encoder: in eval mode.
+        recipe: of the run; None for a bare encoder folder.
+        step: optimizer steps behind it, where known.
+    """
+
+    folder: Path
+    encoder: TimmEncoder
+    recipe: Recipe[Any] | None
+    step: int | None
+
+    def eval_data(self, source: ImageSource, size: int | None = None) -> EvalDataset:
+        """``source`` as this encoder is to see it."""
+        if self.recipe is None:
+            size = size or self.encoder.config.image_size or 224
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        else:
+            view = self.recipe.views.views().views[0]
+            size, mean, std = size or view.size, view.mean, view.std
+        ratio = 1.0 if size <= 64 else 256 / 224
+        return EvalDataset(source, size, resize_ratio=ratio, mean=mean, std=std, channels=self.encoder.config.channels)
+
+
+def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
+    """Open a run folder (its ``model/``, or the newest checkpoint of an unfinished run) or a saved encoder.
+
+    Raises:
+        DataError: no such folder, or nothing of ours in it.
+        CheckpointError: what is there cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such run folder; `mc-vision pretrain` makes them, under runs/ unless --out says otherwise")
+    recipe = resolve_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
+    step: int | None = None
+    if recipe is None:
+        if not (folder / "config.json").exists():
+            raise DataError(f"{folder} is neither a run folder (no recipe.yaml) nor a saved encoder (no config.json)")
+        encoder = load_model(folder)
+    elif (folder / "model" / "config.json").exists():
+        encoder = load_model(folder / "model")
+        paths = CheckpointFolder(folder / "checkpoints").paths()
+        step = int(paths[0].stem.removeprefix("step-")) if paths else None
+    else:
+        state = CheckpointFolder(folder / "checkpoints").load_newest()
+        if state is None:
+            raise CheckpointError(f"{folder} holds no model and no checkpoint yet: let `mc-vision pretrain` go on for a while")
+        method = METHODS.method_class(recipe.system)(recipe.method)
+        method.load_state_dict(state["method"])
+        encoder, step = method.encoder, int(state["step"])
+    if not isinstance(encoder, TimmEncoder):
+        raise CheckpointError(f"{folder} holds a {type(encoder).__name__}, not an image encoder of mc-vision")
+    return OpenedRun(folder, encoder.eval().to(device or "cpu"), recipe, step)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

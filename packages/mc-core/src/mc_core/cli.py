@@ -1,0 +1,223 @@
+"""What all command-line apps share: options from config models, one-line errors, results as a table or as JSON.
+
+Imports neither torch nor the app's package, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from mc_core.errors import ConfigError, McError
+from mc_core.files import write_json
+
+_log = logging.getLogger("mc_core")
+
+
+def given_fields(model: BaseModel | None) -> dict[str, Any]:
+    """The fields of an option model that the user set on the command line, nested ones too.
+
+    >>> from mc_core.engine.config import Fit
+    >>> given_fields(Fit(lr=0.5))
+    {'lr': 0.5}
+    """
+    if model is None:
+        return {}
+    given: dict[str, Any] = {}
+    for name in model.model_fields_set:
+        value = getattr(model, name)
+        given[name] = given_fields(value) if isinstance(value, BaseModel) else value
+    return given
+
+
+def call_app(app: Any, arguments: Sequence[str]) -> Any:
+    """Run a cyclopts app; what it refuses becomes a one-line :class:`~mc_core.errors.ConfigError`.
+
+    Args:
+        app: the :class:`cyclopts.App`.
+        arguments: of the command line, without the program's name.
+    """
+    from cyclopts import CycloptsError
+    from pydantic import ValidationError
+
+    try:
+        return app(list(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, ValidationError):
+            raise ConfigError(_option_problem(cause, arguments)) from error
+        raise ConfigError(f"{' '.join(str(error).split())} (see {_help_of(app, arguments)})") from error
+    except ValidationError as error:
+        raise ConfigError(_option_problem(error, arguments)) from error
+
+
+def _help_of(app: Any, arguments: Sequence[str]) -> str:
+    verb = next((a for a in arguments[:1] if not a.startswith("-")), "")
+    return " ".join([app.name[0], *([verb] if verb in set(app) else []), "--help"])
+
+
+def _option_problem(error: Any, arguments: Sequence[str]) -> str:
+    """The first problem pydantic found, with the option as it was typed."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    flag = field.replace("_", "-")
+    typed = next((a.partition("=")[0] for a in arguments if a.startswith("--") and a.partition("=")[0].endswith(flag)), field)
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (given {given!r})" if field and not isinstance(given, (dict, list)) else ""
+    return f"{typed}: {message}{shown}" if typed else message
+
+
+def run_app(run: Callable[[Sequence[str]], Any], arguments: Sequence[str] | None = None) -> int:
+    """Run a command and turn what goes wrong into one line on standard error and an exit code.
+
+    Args:
+        run: takes the arguments and does the work.
+        arguments: default: those of the process.
+
+    Returns:
+        0, or what the error asks for: 2 for input that cannot work, 1 for a failure while running, 130 when interrupted.
+    """
+    show_log()
+    try:
+        run(sys.argv[1:] if arguments is None else arguments)
+    except McError as error:
+        return _say(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say to it
+        return 141
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return _say(f"{error.strerror or error}{where}", 1)
+    return 0
+
+
+def _say(text: str, code: int) -> int:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(' '.join(text.split()))}", highlight=False)
+    return code
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Send the project's log to standard error, in plain short lines."""
+    if not any(isinstance(handler, RichHandler) for handler in _log.handlers):
+        handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False, markup=False)
+        _log.addHandler(handler)
+        _log.propagate = False
+    _log.setLevel(level)
+
+
+class Status:
+    """A line on standard error while something takes its time: ``with Status("reading"): …``. Silent without a terminal."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._console = text, Console(stderr=True)
+        self._status: Any = None
+
+    def __enter__(self) -> Status:
+        if self._console.is_terminal:
+            self._status = self._console.status(self._text)
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+class Result:
+    """What a command found: shown as a table or as one JSON object, and written to ``result.json`` in the run folder.
+
+    Args:
+        metric: name of the headline figure.
+        trained: its value for the trained model.
+        baselines: the same figure for what it should beat.
+        run: the run folder.
+        lower_is_better: for errors and distances.
+        more: further fields.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        trained: float,
+        baselines: Mapping[str, float],
+        *,
+        run: Path | str,
+        seconds: float,
+        lower_is_better: bool = False,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.fields: dict[str, Any] = {
+            "metric": metric,
+            "trained": trained,
+            "baselines": dict(baselines),
+            "seconds": round(seconds, 1),
+            "run": str(run),
+        }
+        if lower_is_better:
+            self.fields["lower_is_better"] = True
+        self.fields |= more or {}
+
+    def write(self, folder: Path, name: str = "result.json") -> Path:
+        """Write the fields into ``folder``."""
+        path = folder / name
+        write_json(path, self.fields)
+        return path
+
+    def show(self, *, as_json: bool, title: str) -> None:
+        """Print to standard output."""
+        if as_json:
+            print_json(self.fields)
+            return
+        rows = [("trained", self.fields["trained"]), *self.fields["baselines"].items()]
+        print_table(title, [self.fields["metric"], "value"], [(name.replace("_", " "), f"{value:.3f}") for name, value in rows])
+
+
+def print_json(fields: Mapping[str, Any]) -> None:
+    """One JSON object on one line on standard output."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; the first column is text, the others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column.replace("_", " "), justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._start

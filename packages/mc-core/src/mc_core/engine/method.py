@@ -1,0 +1,150 @@
+"""What the engine trains: :class:`Method`, and the two small records that go in and out of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mc_core.momentum import MomentumEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import BaseModel
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one micro-batch gives back.
+
+    Attributes:
+        loss: scalar, the mean over the micro-batch; the engine divides by the number of micro-batches.
+        metrics: scalars to log (tensors are read only when a line is written, so they cost no synchronisation).
+        features: optional (B, dim) embeddings for the health monitor, by name; ``"query"`` and ``"key"`` of the same rows
+            give alignment, the first one gives spread, effective rank and uniformity. Detached by the engine.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """Where the run stands. ``step`` counts finished optimizer steps, so it is 0 during the first.
+
+    Attributes:
+        step: optimizer steps finished.
+        total_steps: of the whole run.
+        steps_per_epoch: optimizer steps in one pass over the data.
+        batch_size: samples per optimizer step (all processes and micro-batches).
+        seed: of this process, for what must be drawn alike twice (see :mod:`mc_core.accumulation`).
+    """
+
+    step: int = 0
+    total_steps: int = 1
+    steps_per_epoch: int = 1
+    batch_size: int = 1
+    seed: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data finished."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run done, in [0, 1]."""
+        return min(self.step / self.total_steps, 1.0)
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples that entered finished steps."""
+        return self.step * self.batch_size
+
+
+class Method(nn.Module):
+    """A training method. Subclasses implement :meth:`training_step` and :meth:`encode`; the rest has working defaults.
+
+    The engine runs, for each optimizer step::
+
+        prepared = method.prepare_step(micro_batches, progress)      # under no_grad
+        for batch in micro_batches:
+            method.training_step(batch, progress, prepared).loss / n → backward
+        optimizer.step()
+        method.after_step(progress)                                  # moving averages and queues move here, once
+
+    Each batch carries ``index`` (B,) and ``micro``, its place among the micro-batches of the step. ``config`` holds the
+    method's pydantic model; it is written into the run's recipe and compared on resume.
+    """
+
+    config: BaseModel | None = None
+
+    def forward(self, phase: str, *args: Any) -> Any:
+        """Dispatch for wrappers (DDP, FSDP2), whose hooks fire on ``forward`` only. ``phase`` is a method's name."""
+        return getattr(self, phase)(*args)
+
+    def prepare_step(self, micro_batches: Sequence[Batch], progress: Progress) -> Any:
+        """See all micro-batches of one optimizer step before the first backward, under ``no_grad``. Default: nothing.
+
+        Returns whatever the method wants handed to each :meth:`training_step` as ``prepared``.
+        """
+        return None
+
+    def training_step(self, batch: Batch, progress: Progress, prepared: Any = None) -> StepOutput:
+        """The loss of one micro-batch. Must not change state that a repeated step would change again."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement training_step")
+
+    def after_step(self, progress: Progress) -> None:
+        """Called once per optimizer step, after it, under ``no_grad``: move momentum encoders and queues here."""
+
+    def encode(self, batch: Batch) -> Tensor:
+        """(B, dim) frozen features of un-augmented samples, for evaluation and export. Called in eval mode under no_grad."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement encode")
+
+    def export_module(self) -> nn.Module | None:
+        """The module worth keeping after training (saved as the run's ``model/``), or None."""
+        return None
+
+    def advice(self, batch_size: int, data_size: int) -> list[str]:
+        """Warnings about this configuration that the engine logs before the first step. Default: none."""
+        return []
+
+    def parameter_groups(self, weight_decay: float, *, decay_1d: bool = True) -> list[dict[str, Any]]:
+        """Trainable parameters for the optimizer; never those of a momentum encoder.
+
+        Args:
+            weight_decay: for the decayed group.
+            decay_1d: whether biases and normalisation weights (fewer than two dimensions) decay too.
+
+        Returns:
+            One or two groups, each ``{"params": …, "weight_decay": …}``.
+        """
+        frozen = {id(p) for module in self.modules() if isinstance(module, MomentumEncoder) for p in module.parameters()}
+        trainable = [p for p in self.parameters() if p.requires_grad and id(p) not in frozen]
+        if decay_1d:
+            return [{"params": trainable, "weight_decay": weight_decay}]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+
+@torch.no_grad()
+def mean_metrics(outputs: Sequence[StepOutput]) -> dict[str, Tensor | float]:
+    """Average the metrics of the micro-batches of one step, without reading any tensor."""
+    names = dict.fromkeys(name for output in outputs for name in output.metrics)
+    result: dict[str, Tensor | float] = {}
+    for name in names:
+        values = [output.metrics[name] for output in outputs if name in output.metrics]
+        if all(isinstance(value, (int, float)) for value in values):
+            result[name] = float(sum(values)) / len(values)
+        else:
+            result[name] = torch.stack([torch.as_tensor(value, dtype=torch.float32).detach() for value in values]).mean()
+    return result

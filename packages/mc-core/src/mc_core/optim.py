@@ -1,0 +1,144 @@
+"""LARS, and the optimizer a :class:`~mc_core.engine.config.Fit` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from mc_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mc_core.engine.config import Fit
+
+
+class LARS(Optimizer):
+    """SGD with momentum whose step is scaled, per tensor, to a fixed share of the tensor's norm; for large batches.
+
+    For each tensor: ``g ← g + wd·p``; ``g ← g · trust·‖p‖/‖g‖`` (by 1 where either norm is 0);
+    ``buffer ← momentum·buffer + g``; ``p ← p − lr·buffer``. All tensors at once in fused calls, without waiting for the
+    device.
+
+    Args:
+        params: parameters or groups, as for any torch optimizer.
+        lr: learning rate, ≥ 0.
+        momentum: in [0, 1).
+        weight_decay: ≥ 0.
+        trust_coefficient: > 0.
+        exclude_1d: leave tensors with fewer than two dimensions (biases, normalisation) to plain SGD with momentum and
+            no decay, as MoCo v3, SimCLR and BYOL do. False adapts all, as SwAV's LARC did.
+
+    Raises:
+        ConfigError: a value out of range.
+
+    Source: You et al. 2017 (arXiv:1708.03888); the order of operations is that of MoCo v3's released code.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    >>> weight.grad = torch.tensor([[0.0, 10.0]])
+    >>> LARS([weight], lr=1.0, trust_coefficient=0.1).step()  # 0.1 · 5/10 of the gradient
+    >>> weight.data
+    tensor([[3.0000, 3.5000]])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        exclude_1d: bool = True,
+    ) -> None:
+        if not lr >= 0 or not 0 <= momentum < 1 or not weight_decay >= 0 or not trust_coefficient > 0:
+            raise ConfigError(
+                f"LARS with lr {lr}, momentum {momentum}, weight_decay {weight_decay}, trust_coefficient "
+                f"{trust_coefficient}: lr and decay are at least 0, momentum in [0, 1), the trust coefficient above 0"
+            )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "exclude_1d": exclude_1d,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step. ``closure``, if given, recomputes the loss with gradients and its value is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            trained = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            adapted = [(p, g) for p, g in trained if p.ndim > 1 or not group["exclude_1d"]]
+            plain = [(p, g) for p, g in trained if p.ndim <= 1 and group["exclude_1d"]]
+            if adapted:
+                self._descend([p for p, _ in adapted], _trusted(adapted, group), group)
+            if plain:
+                self._descend([p for p, _ in plain], [g for _, g in plain], group)
+        return loss
+
+    def _descend(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients)
+        torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+
+
+def _trusted(pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> list[Tensor]:
+    """New tensors ``(g + wd·p) · trust·‖p‖/‖g + wd·p‖`` for pairs (p, g)."""
+    parameters = [p for p, _ in pairs]
+    gradients = list(torch._foreach_add([g for _, g in pairs], parameters, alpha=group["weight_decay"]))
+    p_norms, g_norms = (torch.stack(torch._foreach_norm(x)) for x in (parameters, gradients))
+    ratios = torch.where((p_norms > 0) & (g_norms > 0), group["trust_coefficient"] * p_norms / g_norms, 1.0)
+    torch._foreach_mul_(gradients, ratios.unbind())
+    return gradients
+
+
+def build_optimizer(groups: Iterable[dict[str, Any]], fit: Fit) -> Optimizer:
+    """The optimizer ``fit.optimizer`` names, at the peak learning rate ``fit.lr_at_batch()``.
+
+    Args:
+        groups: such as :meth:`~mc_core.engine.method.Method.parameter_groups` returns; what a group does not set
+            itself comes from ``fit``.
+        fit: the run's configuration.
+
+    Raises:
+        ConfigError: nothing to train.
+
+    >>> from mc_core.engine.config import Fit
+    >>> groups = [{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "weight_decay": 0.0}]
+    >>> build_optimizer(groups, Fit(optimizer="lars", lr=0.3, lr_scaling="linear", batch_size=4096)).defaults["lr"]
+    4.8
+    """
+    groups = [{**group, "params": list(group["params"])} for group in groups]
+    if not any(group["params"] for group in groups):
+        raise ConfigError("there is nothing to train: no parameter requires a gradient")
+    lr = fit.lr_at_batch()
+    if fit.optimizer == "sgd":
+        return SGD(groups, lr, momentum=fit.momentum, weight_decay=fit.weight_decay, foreach=True)
+    if fit.optimizer == "lars":
+        return LARS(
+            groups,
+            lr,
+            momentum=fit.momentum,
+            weight_decay=fit.weight_decay,
+            trust_coefficient=fit.trust_coefficient,
+        )
+    kind = {"adam": Adam, "adamw": AdamW}[fit.optimizer]
+    return kind(groups, lr, betas=fit.betas, weight_decay=fit.weight_decay, foreach=True)

@@ -1,0 +1,422 @@
+"""Scenes composed from real handwritten digits: labelled, captioned, masked data that needs no download.
+
+scikit-learn ships 1797 scans of digits by 13 people (Alpaydin & Kaynak 1998, 8×8 pixels). :func:`digit_scenes` puts
+them on canvases at random position, size, rotation and colour, light on dark or dark on light, over textures of a
+small shared family. Raw pixels do not separate the classes; the shape of the strokes does.
+
+Every random choice is a hash of (seed, split, index): scene 7 is the same in a set of 10, of 10,000, or starting at 7.
+
+Legend: N scenes, B scenes of one chunk, M places for digits in a scene, S canvas side in pixels, C colours, T textures,
+P texture side, U side of an upsampled scan, R random numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mc_core.engine.config import StrictModel
+from mc_core.errors import ConfigError, DataError
+from mc_core.optional import require
+from mc_core.random import sample_rng, uniform
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SIZES = ("small", "large")
+RELATIONS = ("left of", "right of", "above", "below")
+MAX_OBJECTS = 4
+
+# name, RGB, shown on a light ground, shown on a dark ground
+_PALETTE: tuple[tuple[str, tuple[float, float, float], bool, bool], ...] = (
+    ("red", (0.86, 0.08, 0.10), True, True),
+    ("green", (0.05, 0.62, 0.16), True, True),
+    ("blue", (0.10, 0.28, 0.95), True, True),
+    ("orange", (1.00, 0.52, 0.02), True, True),
+    ("pink", (1.00, 0.36, 0.72), True, True),
+    ("brown", (0.42, 0.23, 0.06), True, False),
+    ("black", (0.03, 0.03, 0.04), True, False),
+    ("yellow", (0.98, 0.92, 0.10), False, True),
+    ("white", (0.97, 0.97, 0.96), False, True),
+)
+COLORS = tuple(name for name, *_ in _PALETTE)
+
+_TEST_DIGITS = 360  # the file keeps the order of collection, so the tail shares few writers with the rest
+_UPSAMPLE = 4
+_TEXTURES = 24
+_TEXTURE_SIDE = 128
+_CHUNK = 256
+_STREAMS = {"train": 0x5CE0, "test": 0x7E57}
+# how many uniform numbers each choice takes
+_SCENE_DRAWS = {"count": 1, "dark": 1, "colors": len(_PALETTE), "layout": 5, "ground": 11, "grain": 2}
+_OBJECT_DRAWS = {"source": 1, "size": 1, "share": 1, "angle": 1, "place": 2, "ink": 3}
+
+Split = Literal["train", "test"]
+
+
+class SceneConfig(StrictModel):
+    """How hard the scenes are. The defaults leave raw pixels near chance and the digits easy to see.
+
+    >>> SceneConfig(rotation=0.0).rotation
+    0.0
+    """
+
+    scale: tuple[float, float] | None = None
+    """Smallest and largest digit height as a share of the canvas. Its lower 40 % are "small", its upper 40 % "large".
+    Default: (0.4, 0.7) for one digit per scene, (0.24, 0.46) for more."""
+    rotation: float = Field(default=20.0, ge=0, le=60)
+    """Largest turn either way, in degrees (beyond 60, six and nine begin to meet)."""
+    color_jitter: float = Field(default=0.06, ge=0, le=0.2)
+    """Largest change of each ink channel from its named colour."""
+    tint: float = Field(default=0.15, ge=0, le=0.3)
+    """How far a ground may lean from grey towards a colour."""
+    gradient: float = Field(default=0.25, ge=0, le=0.5)
+    """Largest change of brightness from the middle of the ground to its edge."""
+    texture: float = Field(default=0.07, ge=0, le=0.5)
+    """Amplitude of the textures of the ground, on a scale where white is 1."""
+    noise: float = Field(default=0.02, ge=0, le=0.5)
+    """Standard deviation of the grain over the whole picture."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {self.scale} must be two rising shares of the canvas, in (0, 1]")
+        return self
+
+
+@dataclass(frozen=True)
+class SceneObjects:
+    """The digits of each scene as columns, the main digit first; places beyond ``count`` hold −1 (NaN if floating).
+
+    Attributes:
+        count: (N,) int64, digits in the scene.
+        digit: (N, M) int64, 0 to 9.
+        color: (N, M) int64, index into ``COLORS``; differs within a scene.
+        size: (N, M) int64, index into ``SIZES``.
+        source: (N, M) int64, row of ``sklearn.datasets.load_digits``.
+        center: (N, M, 2) float32, x and y in pixels.
+        height: (N, M) float32, height of the upright digit in pixels.
+        angle: (N, M) float32, degrees, clockwise.
+    """
+
+    count: Tensor
+    digit: Tensor
+    color: Tensor
+    size: Tensor
+    source: Tensor
+    center: Tensor
+    height: Tensor
+    angle: Tensor
+
+    def phrase(self, scene: int, place: int) -> str:
+        """One digit in words, for example ``"a large red three"``. It names exactly one digit of the scene."""
+        size, color = SIZES[int(self.size[scene, place])], COLORS[int(self.color[scene, place])]
+        return f"a {size} {color} {DIGITS[int(self.digit[scene, place])]}"
+
+    def relation(self, first: int, second: int) -> Tensor:
+        """Where digit ``first`` lies seen from digit ``second``, along the axis on which they are further apart.
+
+        Returns:
+            (N,) int64, index into ``RELATIONS``; −1 where the scene lacks either digit.
+        """
+        step_N2 = self.center[:, first] - self.center[:, second]
+        x_N, y_N = step_N2.unbind(1)
+        found_N = torch.where(x_N.abs() >= y_N.abs(), (x_N > 0).long(), 2 + (y_N > 0).long())
+        return found_N.masked_fill(self.count <= max(first, second), -1)
+
+
+@dataclass(frozen=True)
+class DigitScenes:
+    """What :func:`digit_scenes` returns.
+
+    Attributes:
+        images: (N, 3, S, S) uint8.
+        labels: (N,) int64, class of the main digit.
+        masks: (N, S, S) uint8, 0 for the ground and k for the k-th digit (main digit 1).
+        boxes: (N, M, 4) float32, x1 y1 x2 y2 in pixels around each mask (x2, y2 exclusive), −1 where there is no digit.
+        objects: the attributes of every digit, see :class:`SceneObjects`.
+        index: (N,) int64, position in the endless sequence of scenes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor
+    boxes: Tensor
+    objects: SceneObjects
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def captions(self) -> list[str]:
+        """A sentence for each scene: the main digit, then how it lies to each of the others."""
+        objects = self.objects
+        relations = [objects.relation(0, place).tolist() for place in range(objects.digit.shape[1])]
+        sentences = []
+        for scene, count in enumerate(objects.count.tolist()):
+            others = [f"{RELATIONS[relations[k][scene]]} {objects.phrase(scene, k)}" for k in range(1, count)]
+            tail = " and ".join(part for part in (", ".join(others[:-1]), *others[-1:]) if part)
+            sentences.append(f"{objects.phrase(scene, 0)} {tail}".rstrip())
+        return sentences
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``folder/<class>/<index>.png``, the tree that every image-folder loader reads.
+
+        The tree appears complete or not at all.
+
+        Args:
+            folder: must not exist yet, or be empty.
+
+        Raises:
+            DataError: the folder holds files.
+            MissingDependencyError: pillow is not installed.
+        """
+        image = require("PIL.Image", extra="pillow", purpose="write PNG files")
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"{folder} exists and is not empty; scenes are written to a new folder, name another")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for label in self.labels.unique().tolist():
+                (building / str(label)).mkdir()
+            pixels = self.images.permute(0, 2, 3, 1).contiguous().numpy()
+            for row, label, index in zip(pixels, self.labels.tolist(), self.index.tolist(), strict=True):
+                image.fromarray(row).save(building / str(label) / f"{index:06d}.png", compress_level=1)
+            building.chmod(0o755)  # mkdtemp makes folders private
+            building.replace(folder)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        return folder
+
+
+def digit_scenes(
+    count: int,
+    *,
+    size: int = 64,
+    digits: tuple[int, int] = (1, 1),
+    seed: int = 0,
+    split: Split = "train",
+    start: int = 0,
+    config: SceneConfig | None = None,
+) -> DigitScenes:
+    """Compose ``count`` scenes from real handwritten digits.
+
+    Train and test scenes use different scans. To make more scenes than fit into memory, move ``start``.
+
+    Args:
+        count: N, how many scenes.
+        size: S, side of the canvas in pixels, 16 to 512.
+        digits: fewest and most digits per scene, between 1 and 4; how many is drawn evenly for each scene.
+        seed: another seed, another set of scenes.
+        split: ``"train"`` (1437 scans) or ``"test"`` (360 others).
+        start: index of the first scene.
+        config: the nuisances; the defaults of :class:`SceneConfig` when not given.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        MissingDependencyError: scikit-learn is not installed.
+
+    >>> scenes = digit_scenes(3, size=32, digits=(1, 2))
+    >>> scenes.images.shape, scenes.boxes.shape, len(scenes.captions)
+    (torch.Size([3, 3, 32, 32]), torch.Size([3, 2, 4]), 3)
+    >>> bool((digit_scenes(1, size=32, digits=(1, 2), start=2).images[0] == scenes.images[2]).all())
+    True
+    """
+    if count < 1 or start < 0:
+        raise ConfigError(f"count={count}, start={start}: ask for at least one scene, starting at index 0 or later")
+    if not 16 <= size <= 512:
+        raise ConfigError(f"size={size}: the canvas must be 16 to 512 pixels wide")
+    if not 1 <= digits[0] <= digits[1] <= MAX_OBJECTS:
+        raise ConfigError(f"digits={digits}: give the fewest and the most digits per scene, 1 to {MAX_OBJECTS}")
+    if split not in _STREAMS:
+        raise ConfigError(f"split={split!r}: scenes are made for 'train' or 'test'")
+    config = config or SceneConfig()
+    chunks = [
+        _compose(torch.arange(first, min(first + _CHUNK, start + count)), size, digits, seed, split, config)
+        for first in range(start, start + count, _CHUNK)
+    ]
+    joined = {
+        f.name: torch.cat([getattr(chunk, f.name) for chunk in chunks])
+        for f in fields(DigitScenes)
+        if f.name != "objects"
+    }
+    columns = {f.name: torch.cat([getattr(chunk.objects, f.name) for chunk in chunks]) for f in fields(SceneObjects)}
+    return DigitScenes(**joined, objects=SceneObjects(**columns))
+
+
+@functools.cache
+def _strokes() -> tuple[Tensor, Tensor]:
+    """All scans as smooth ink fields (1797, U, U), with an empty rim of one old pixel, and their classes (1797,)."""
+    datasets = require("sklearn.datasets", extra="mc-core[samples]", purpose="compose scenes of handwritten digits")
+    data = datasets.load_digits()
+    ink = F.pad(torch.from_numpy(data.images).float() / 16, (1, 1, 1, 1))[:, None]
+    smooth = F.interpolate(ink, scale_factor=_UPSAMPLE, mode="bicubic", align_corners=False)
+    return smooth[:, 0].contiguous(), torch.from_numpy(data.target).long()
+
+
+@functools.cache
+def _textures() -> tuple[Tensor, Tensor]:
+    """A fixed family of tileable textures (T, P, P) of unit deviation, blotches and stripes, and white grain (P, P)."""
+    rng = sample_rng(0, 0, 0, stream=0x7E)
+    frequency = np.fft.fftfreq(_TEXTURE_SIDE, 1 / _TEXTURE_SIDE)
+    fx, fy = np.meshgrid(frequency, frequency)
+    radius, direction = np.hypot(fx, fy), np.arctan2(fy, fx)
+    bank = []
+    for kind in range(_TEXTURES):
+        band = np.exp(-(((radius - rng.uniform(3, 14)) / 1.5) ** 2))
+        if kind % 2:  # stripes: keep one orientation of the ring
+            band *= np.exp(-((np.sin(direction - rng.uniform(0, np.pi)) / 0.25) ** 2))
+        wave = np.fft.ifft2(np.fft.fft2(rng.standard_normal(fx.shape)) * band).real
+        bank.append(wave / wave.std())
+    return torch.from_numpy(np.stack(bank)).float().clamp(-2, 2), torch.from_numpy(
+        rng.standard_normal(fx.shape)
+    ).float()
+
+
+def _between(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    return low + (high - low) * u
+
+
+def _compose(
+    index_B: Tensor, size: int, digits: tuple[int, int], seed: int, split: Split, config: SceneConfig
+) -> DigitScenes:
+    """One chunk. Choices are made in float64 so that rounding cannot depend on how the chunk is vectorised."""
+    most, batch = digits[1], len(index_B)
+    per_scene, per_object = sum(_SCENE_DRAWS.values()), sum(_OBJECT_DRAWS.values())
+    draws_B = uniform(seed, 0, index_B, per_scene + per_object * MAX_OBJECTS, stream=_STREAMS[split]).double()
+    draws_BMR = draws_B[:, per_scene:].view(batch, MAX_OBJECTS, per_object)[:, :most]
+    scene = dict(zip(_SCENE_DRAWS, draws_B[:, :per_scene].split([*_SCENE_DRAWS.values()], 1), strict=True))
+    each = dict(zip(_OBJECT_DRAWS, draws_BMR.split([*_OBJECT_DRAWS.values()], 2), strict=True))
+    count_B = digits[0] + (scene["count"][:, 0] * (most - digits[0] + 1)).long()
+    present_BM = torch.arange(most) < count_B[:, None]
+
+    ink, classes = _strokes()
+    pool = len(ink) - _TEST_DIGITS
+    low, high = (0, pool) if split == "train" else (pool, len(ink))
+    source_BM = low + (each["source"][..., 0] * (high - low)).long()
+
+    dark_B = scene["dark"][:, 0] < 0.5
+    shown_2C = torch.tensor([[light for *_, light, _ in _PALETTE], [dark for *_, dark in _PALETTE]])
+    color_BM = scene["colors"].masked_fill(~shown_2C[dark_B.long()], 2.0).argsort(1)[:, :most]  # distinct in a scene
+
+    smallest, largest = config.scale or ((0.4, 0.7) if most == 1 else (0.24, 0.46))
+    size_BM = (each["size"][..., 0] < 0.5).long()
+    share_BM = 0.4 * each["share"][..., 0] + 0.6 * size_BM  # a gap of a fifth keeps the two words apart
+    height_BM = _between(share_BM, smallest, largest) * size
+    angle_BM = _between(each["angle"][..., 0], -config.rotation, config.rotation)
+    center_BM2 = _centers(count_B, scene["layout"], each["place"], height_BM, size)
+
+    alpha_BMSS = _draw(ink[source_BM], center_BM2, height_BM, angle_BM, size)
+    ground_B3SS = _ground(dark_B, scene["ground"], size, config)
+    paint = torch.tensor([rgb for _, rgb, _, _ in _PALETTE], dtype=torch.float64)
+    jitter_BM3 = _between(each["ink"], -config.color_jitter, config.color_jitter)
+    ink_BM3 = (paint[color_BM] + jitter_BM3).clamp(0, 1).float()
+
+    alpha_BMSS *= present_BM[..., None, None]
+    image_B3SS, mask_BSS = ground_B3SS, torch.zeros(batch, size, size, dtype=torch.uint8)
+    for k in range(most):
+        alpha_B1SS = alpha_BMSS[:, k, None]
+        image_B3SS += alpha_B1SS * (ink_BM3[:, k, :, None, None] - image_B3SS)
+        mask_BSS[alpha_BMSS[:, k] > 0.5] = k + 1
+    _, grain = _textures()
+    image_B3SS += config.noise * _patch(grain[None], torch.zeros_like(index_B), scene["grain"], size)[:, None]
+
+    absent_BM = ~present_BM
+    objects = SceneObjects(
+        count=count_B,
+        digit=classes[source_BM].masked_fill(absent_BM, -1),
+        color=color_BM.masked_fill(absent_BM, -1),
+        size=size_BM.masked_fill(absent_BM, -1),
+        source=source_BM.masked_fill(absent_BM, -1),
+        center=center_BM2.float().masked_fill(absent_BM[..., None], torch.nan),
+        height=height_BM.float().masked_fill(absent_BM, torch.nan),
+        angle=angle_BM.float().masked_fill(absent_BM, torch.nan),
+    )
+    images = (image_B3SS * 255).round_().clamp_(0, 255).to(torch.uint8)
+    return DigitScenes(images, objects.digit[:, 0], mask_BSS, _boxes(mask_BSS, most), objects, index_B)
+
+
+def _centers(count_B: Tensor, layout_B5: Tensor, place_BM2: Tensor, height_BM: Tensor, size: int) -> Tensor:
+    """Centres (B, M, 2) such that digits keep apart: one has the canvas, two a half each, more a quarter each."""
+    most = place_BM2.shape[1]
+    quarter_BM = layout_B5[:, :4].argsort(1)[:, :most]
+    quarter_BM2 = torch.stack([quarter_BM % 2, quarter_BM // 2], -1)
+    # two digits: which axis is cut, and who comes first along it
+    axis_B = (layout_B5[:, 4] * 2).long()
+    side_BM = (layout_B5[:, :1] < 0.5).long() ^ (torch.arange(most) % 2)
+    cut_BM2 = F.one_hot(axis_B, 2)[:, None].bool()
+    pair_BM2 = torch.where(cut_BM2, side_BM[..., None], 0)
+    count_B11 = count_B[:, None, None]
+    corner_BM2 = torch.where(count_B11 > 2, quarter_BM2, torch.where(count_B11 == 2, pair_BM2, 0)) * (size / 2)
+    halved_BM2 = (count_B11 > 2) | ((count_B11 == 2) & cut_BM2)
+    extent_BM2 = torch.where(halved_BM2, size / 2, float(size))
+    room_BM2 = (extent_BM2 - 1.1 * height_BM[..., None]).clamp(min=0)  # a turned digit reaches a little further
+    return corner_BM2 + extent_BM2 / 2 + room_BM2 * (place_BM2 - 0.5)
+
+
+def _draw(ink_BMUU: Tensor, center_BM2: Tensor, height_BM: Tensor, angle_BM: Tensor, size: int) -> Tensor:
+    """Opacity (B, M, S, S) of each digit, turned, scaled and moved to its place."""
+    batch, most, side = ink_BMUU.shape[:3]
+    pixel_S = torch.arange(size) + 0.5
+    turn_BM = angle_BM.deg2rad()
+    reach_BM = height_BM / 2 * (10 / 8)  # the rim adds one old pixel on either side
+    cos_BM11, sin_BM11 = ((f(turn_BM) / reach_BM).float().view(batch * most, 1, 1) for f in (torch.cos, torch.sin))
+    center = center_BM2.float().view(batch * most, 2)
+    x = (pixel_S - center[:, :1])[:, None, :]
+    y = (pixel_S - center[:, 1:])[:, :, None]
+    grid = torch.stack([x * cos_BM11 + y * sin_BM11, y * cos_BM11 - x * sin_BM11], -1)
+    value = F.grid_sample(ink_BMUU.view(-1, 1, side, side), grid, align_corners=False)
+    # the field is smooth at the old resolution, so a steeper edge than the scan's does not alias
+    return ((value - 0.45) * 3 + 0.5).clamp_(0, 1).view(batch, most, size, size)
+
+
+def _ground(dark_B: Tensor, draws_B: Tensor, size: int, config: SceneConfig) -> Tensor:
+    """Grounds (B, 3, S, S): a tinted grey, a ramp of brightness, and two textures that fade into each other."""
+    textures, _ = _textures()
+    bright_B, tint_B3, turns_B2, kind_B, offset_B4 = draws_B.split([1, 3, 2, 1, 4], 1)
+    base_B = torch.where(dark_B[:, None], _between(bright_B, 0.08, 0.28), _between(bright_B, 0.72, 0.92))
+    color_B3 = (base_B + _between(tint_B3, -config.tint, config.tint)).float()
+    steps_S = (torch.arange(size) + 0.5) / size * 2 - 1
+    turns_B2 = turns_B2 * (2 * torch.pi)
+    x_B2, y_B2 = turns_B2.cos().float()[..., None, None], turns_B2.sin().float()[..., None, None]
+    light_BSS, fade_BSS = (0.7 * (x_B2 * steps_S + y_B2 * steps_S[:, None])).unbind(1)
+    kind_B = (kind_B[:, 0] * (_TEXTURES / 2)).long()
+    first_BSS = _patch(textures, kind_B, offset_B4[:, :2], size)
+    second_BSS = _patch(textures, kind_B + _TEXTURES // 2, offset_B4[:, 2:], size)
+    texture_BSS = second_BSS + (fade_BSS + 0.5).clamp_(0, 1) * (first_BSS - second_BSS)
+    return color_B3[..., None, None] + (config.gradient * light_BSS + config.texture * texture_BSS)[:, None]
+
+
+def _patch(bank: Tensor, kind_B: Tensor, offset_B2: Tensor, size: int) -> Tensor:
+    """A window (B, S, S) of each scene's texture, which wraps around."""
+    side = bank.shape[-1]
+    at_B2S = ((offset_B2 * side).long()[..., None] + torch.arange(size)) % side
+    return bank[kind_B[:, None, None], at_B2S[:, 1, :, None], at_B2S[:, 0, None, :]]
+
+
+def _boxes(mask_BSS: Tensor, most: int) -> Tensor:
+    """Boxes (B, M, 4) around the pixels k+1 of each mask; −1 where there are none."""
+    size = mask_BSS.shape[-1]
+    place = torch.arange(size, dtype=torch.float32)
+    boxes = []
+    for k in range(most):
+        here_BSS = mask_BSS == k + 1
+        spans = []
+        for axis in (1, 2):  # columns that hold a pixel, then rows
+            any_BS = here_BSS.any(axis)
+            spans.append(place.expand_as(any_BS).masked_fill(~any_BS, size).amin(1))
+            spans.append((place + 1).expand_as(any_BS).masked_fill(~any_BS, 0).amax(1))
+        box_B4 = torch.stack([spans[0], spans[2], spans[1], spans[3]], 1)
+        boxes.append(box_B4.masked_fill(~here_BSS.any(2).any(1)[:, None], -1))
+    return torch.stack(boxes, 1)

@@ -1,0 +1,168 @@
+"""LARS against a loop over parameters, its limits, its state, and the optimizer that a Fit asks for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mc_core.engine.config import Fit
+from mc_core.errors import ConfigError
+from mc_core.optim import LARS, build_optimizer
+
+LR, MOMENTUM, DECAY, TRUST = 0.3, 0.9, 0.02, 0.01
+
+
+def parameters() -> list[nn.Parameter]:
+    g = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (5,), (2, 3, 1, 1), (), (3, 3)]
+    return [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in shapes]
+
+
+def gradients(step: int) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(100 + step)
+    return [torch.randn(p.shape, dtype=torch.float64, generator=g) for p in parameters()]
+
+
+def naive(steps: int, *, exclude_1d: bool) -> list[torch.Tensor]:
+    """One parameter at a time, as the equations read."""
+    result = [p.detach().clone() for p in parameters()]
+    buffers = [torch.zeros_like(p) for p in result]
+    for step in range(steps):
+        for p, buffer, g in zip(result, buffers, gradients(step), strict=True):
+            update = g
+            if p.ndim > 1 or not exclude_1d:
+                update = g + DECAY * p
+                update = update * TRUST * p.norm().item() / update.norm().item()
+            buffer.copy_(MOMENTUM * buffer + update)
+            p.sub_(LR * buffer)
+    return result
+
+
+def lars(params: list[nn.Parameter], **options: bool) -> LARS:
+    return LARS(params, LR, momentum=MOMENTUM, weight_decay=DECAY, trust_coefficient=TRUST, **options)
+
+
+def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: range) -> None:
+    for step in steps:
+        for p, g in zip(params, gradients(step), strict=True):
+            p.grad = g
+        optimizer.step()
+
+
+@pytest.mark.parametrize("exclude_1d", [True, False])
+def test_lars_equals_a_loop_over_parameters(exclude_1d):
+    params = parameters()
+    run(lars(params, exclude_1d=exclude_1d), params, range(4))
+    for mine, reference in zip(params, naive(4, exclude_1d=exclude_1d), strict=True):
+        torch.testing.assert_close(mine.detach(), reference, rtol=1e-12, atol=1e-14)
+
+
+def test_vectors_follow_plain_momentum_sgd_without_decay():
+    params, plain = parameters(), parameters()
+    run(lars(params), params, range(4))
+    run(torch.optim.SGD(plain, LR, momentum=MOMENTUM), plain, range(4))
+    for mine, reference in zip(params, plain, strict=True):
+        assert torch.allclose(mine, reference, rtol=1e-12) == (mine.ndim <= 1)
+
+
+def test_the_first_step_is_a_fixed_share_of_the_norm_whatever_the_gradient_size():
+    for scale in (1e-6, 1.0, 1e6):
+        weight = nn.Parameter(torch.full((2, 2), 3.0))
+        weight.grad = torch.randn(2, 2, generator=torch.Generator().manual_seed(0)) * scale
+        before = weight.detach().clone()
+        LARS([weight], 0.5, trust_coefficient=0.01).step()
+        torch.testing.assert_close((weight - before).norm(), torch.tensor(0.5 * 0.01 * 6.0), rtol=1e-4, atol=0)
+
+
+def test_zero_norms_have_ratio_one():
+    fresh, still = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2, 2))
+    fresh.grad, still.grad = torch.full((2, 2), 0.5), torch.zeros(2, 2)
+    LARS([fresh, still], 1.0).step()
+    assert torch.equal(fresh.detach(), torch.full((2, 2), -0.5))
+    assert torch.equal(still.detach(), torch.ones(2, 2))
+
+
+def test_gradients_are_left_alone_and_missing_ones_skipped():
+    params = parameters()
+    optimizer = lars(params)
+    kept = gradients(0)
+    for p, g in zip(params[1:], kept[1:], strict=True):
+        p.grad = g.clone()
+    optimizer.step()
+    assert torch.equal(params[0].detach(), parameters()[0].detach())
+    for p, g, before in zip(params[1:], kept[1:], parameters()[1:], strict=True):
+        assert torch.equal(p.grad, g)
+        assert not torch.equal(p, before)
+
+
+def test_groups_have_their_own_values():
+    a, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    a.grad, b.grad = torch.ones(2, 2), torch.ones(2, 2)
+    LARS([{"params": [a]}, {"params": [b], "lr": 0.0}], 1.0).step()
+    assert (a < 1).all()
+    assert (b == 1).all()
+
+
+def test_state_round_trips():
+    params = parameters()
+    optimizer = lars(params)
+    run(optimizer, params, range(2))
+    resumed = [nn.Parameter(p.detach().clone()) for p in params]
+    other = LARS(resumed, 1.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, params, range(2, 4))
+    run(other, resumed, range(2, 4))
+    for mine, reference in zip(resumed, params, strict=True):
+        assert torch.equal(mine, reference)
+
+
+def test_a_closure_is_called_with_gradients():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([weight], 1.0)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0
+    assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("bad", [{"lr": -1.0}, {"momentum": 1.0}, {"weight_decay": -0.1}, {"trust_coefficient": 0.0}])
+def test_values_out_of_range_are_named(bad):
+    name, value = next(iter(bad.items()))
+    with pytest.raises(ConfigError, match=f"{name} {value}"):
+        LARS([nn.Parameter(torch.ones(1))], **{"lr": 1.0, **bad})
+
+
+@pytest.mark.parametrize(
+    ("fit", "kind", "expected"),
+    [
+        (Fit(optimizer="sgd", lr=0.1), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}),
+        (
+            Fit(optimizer="lars", lr=0.3, lr_scaling="linear", batch_size=512, trust_coefficient=0.002, momentum=0.8),
+            LARS,
+            {"lr": 0.6, "momentum": 0.8, "trust_coefficient": 0.002, "weight_decay": 1e-4, "exclude_1d": True},
+        ),
+        (Fit(optimizer="adam", lr=1e-3, betas=(0.8, 0.9)), torch.optim.Adam, {"lr": 1e-3, "betas": (0.8, 0.9)}),
+        (Fit(optimizer="adamw", lr=1e-3, weight_decay=0.1), torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+    ],
+)
+def test_a_fit_builds_its_optimizer(fit, kind, expected):
+    a, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer(iter([{"params": iter([a])}, {"params": [b], "weight_decay": 0.0}]), fit)
+    assert type(optimizer) is kind
+    first, second = optimizer.param_groups
+    assert {name: first[name] for name in expected} == expected
+    assert (first["params"], second["params"]) == ([a], [b])
+    assert (first["weight_decay"], second["weight_decay"]) == (fit.weight_decay, 0.0)
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(ConfigError, match="nothing to train"):
+        build_optimizer([{"params": []}], Fit())

@@ -1,0 +1,162 @@
+"""Hugging Face data sets: ``"hf:user/name:split"`` from the hub, or a folder or .arrow file that `datasets` saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from mc_core.data import BadSampleError
+from mc_core.errors import ConfigError, DataError, McError, closest
+from mc_core.optional import require
+from mc_vision.data._files import fingerprint
+from mc_vision.data.decoding import read_file
+from mc_vision.data.source import (
+    CLASS_NAMES,
+    ID_NAMES,
+    LABEL_NAMES,
+    EncodedSource,
+    ReadOptions,
+    find_column,
+    make_ids,
+    make_labels,
+)
+
+
+class HubSource(EncodedSource):
+    """A `datasets.Dataset` with an image column. Its files are memory-mapped, so workers share them.
+
+    Args:
+        data: the data set.
+        location: for the recipe.
+        options: how to read it.
+
+    Raises:
+        DataError: there is no image column, or several.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, data: Any, location: str, options: ReadOptions) -> None:
+        datasets = _datasets()
+        if not len(data):
+            raise DataError(f"{location} is empty")
+        images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
+        self.column = find_column(list(data.features), options.image_column, (), option="image_column", where=location)
+        if self.column is None:
+            if len(images) != 1:
+                columns = ", ".join(f"{name} ({type(f).__name__})" for name, f in data.features.items())
+                what = "several image columns" if images else "no image column"
+                raise DataError(f"{location} has {what} among {columns}: name one with image_column")
+            self.column = images[0]
+        elif self.column not in images:
+            raise DataError(
+                f"{location}: column {self.column!r} holds no images; image columns: {', '.join(images) or 'none'}"
+            )
+        columns = [name for name in data.features if name != self.column]
+        labels, classes = None, None
+        if options.labels != "none":
+            chosen = options.label_column is not None or options.class_column is not None
+            encoded = [name for name in columns if isinstance(data.features[name], datasets.ClassLabel)]
+            known = () if chosen else (*LABEL_NAMES, *(encoded if len(encoded) == 1 else ()))
+            label = find_column(columns, options.label_column, known, option="label_column", where=location)
+            known = () if chosen else CLASS_NAMES
+            name = find_column(columns, options.class_column, known, option="class_column", where=location)
+            labels, classes = make_labels(
+                _values(data, label), _values(data, name), lambda row: f"{location}, row {row}"
+            )
+            if label is not None and isinstance(data.features[label], datasets.ClassLabel):
+                classes = list(data.features[label].names)
+        group = find_column(columns, options.id_column, ID_NAMES, option="id_column", where=location)
+        digest = fingerprint(data._fingerprint, len(data), self.column)
+        super().__init__(location, digest, options, labels=labels, classes=classes, ids=make_ids(_values(data, group)))
+        images_only = data.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
+        self.data = images_only.with_format(None)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def name(self, index: int) -> str:
+        """The location with the row, counted from 0."""
+        return f"{self.location}[{range(len(self))[index]}]"
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of one image."""
+        cell = self.data[range(len(self))[index]][self.column]
+        if cell is None or (cell["bytes"] is None and not cell["path"]):
+            raise BadSampleError(self.name(index), "the image cell is empty")
+        return cell["bytes"] if cell["bytes"] is not None else read_file(cell["path"], name=self.name(index))
+
+
+def open_hub(spec: str, options: ReadOptions | None = None) -> HubSource:
+    """Open ``"hf:user/name[:split][?config=…&revision=…]"``, which `datasets` fetches into its own cache if need be.
+
+    Without a split, ``train`` is taken, or the only one. Code of a data set is never run.
+
+    Raises:
+        DataError: it cannot be loaded, or has no such split.
+    """
+    datasets = _datasets()
+    text, _, query = spec.removeprefix("hf:").partition("?")
+    name, _, split = text.partition(":")
+    settings = dict(parse_qsl(query))
+    if unknown := sorted(set(settings) - {"config", "revision"}):
+        raise ConfigError(f"{spec}: unknown {unknown[0]!r}; after '?' come config and revision")
+    try:
+        found = datasets.load_dataset(name, settings.get("config"), revision=settings.get("revision"))
+    except (McError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # the hub client's errors share no base class
+        raise DataError(f"{spec}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    return HubSource(_one_split(found, split, spec), spec, options or ReadOptions())
+
+
+def open_saved(path: str | Path, options: ReadOptions | None = None) -> HubSource:
+    """Open a folder written by ``save_to_disk`` (``folder:split`` picks a split), or an ``.arrow`` file.
+
+    Raises:
+        DataError: it cannot be loaded, or has no such split.
+    """
+    datasets = _datasets()
+    spec = os.fspath(path)
+    folder, split = (spec, "") if os.path.exists(spec) else spec.rsplit(":", 1)
+    try:
+        found = datasets.load_from_disk(folder) if os.path.isdir(folder) else datasets.Dataset.from_file(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} cannot be opened with datasets ({' '.join(str(error).split())})") from error
+    return HubSource(_one_split(found, split, spec), spec, options or ReadOptions())
+
+
+def _datasets() -> Any:
+    return require("datasets", extra="mc-vision[datasets]", purpose="read Hugging Face data sets")
+
+
+def _one_split(found: Any, split: str, spec: str) -> Any:
+    if not isinstance(found, Mapping):
+        if split:
+            raise DataError(f"{spec} has no splits, leave out {':' + split!r}")
+        return found
+    names = list(found)
+    chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else "")
+    if chosen not in names:
+        problem = (
+            f"no split {split!r}; closest: {closest(split, names)}"
+            if split
+            else f"the splits {', '.join(names)}: name one"
+        )
+        raise DataError(f"{spec} has {problem}")
+    return found[chosen]
+
+
+def _values(data: Any, column: str | None) -> Any:
+    """A column as integers or text, without decoding images."""
+    if column is None:
+        return None
+    values = data.select_columns([column]).with_format(None)[:][column]
+    if all(isinstance(value, int) for value in values):
+        return np.array(values, dtype=np.int64)
+    return ["" if value is None else str(value) for value in values]

@@ -1,0 +1,49 @@
+"""What every image method shares: the encoder to keep, and frozen features for evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mc_core.engine.method import Batch, Method
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mc_vision.encoders import TimmEncoder
+
+
+class ImageMethod(Method):
+    """A method around one image encoder. Subclasses set ``online`` with the encoder as its child ``encoder``."""
+
+    online: nn.Module
+
+    @property
+    def encoder(self) -> TimmEncoder:
+        """The encoder that is trained and kept; heads are thrown away after training."""
+        encoder = self.online.encoder
+        assert isinstance(encoder, TimmEncoder)
+        return encoder
+
+    def encode(self, batch: Batch) -> Tensor:
+        """(B, num_features) backbone features of ``batch["image"]`` (B, C, H, W), not normalised."""
+        return self.encoder(batch["image"])
+
+    def export_module(self) -> nn.Module:
+        """The encoder without heads."""
+        return self.encoder
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows divided by max(‖row‖₂, 1e-12), in float32: what the equations write n(·)."""
+    return normalize(features.float(), dim=1)
+
+
+def ids_of(batch: Batch) -> Tensor | None:
+    """(B,) int64 ids of what counts as the same image, when the data knows them."""
+    ids = batch.get("ids")
+    return ids if isinstance(ids, Tensor) else None
+
+
+def detached(**values: Any) -> dict[str, Any]:
+    """Metrics without gradient."""
+    return {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()}

@@ -1,0 +1,93 @@
+"""The recipe of an image pretraining run: which system, its settings, its views, how it is trained. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from mc_core.engine.config import Fit, StrictModel
+from mc_core.recipes import load_recipe, merge, validated
+from pydantic import BaseModel, Field
+
+from mc_vision.methods import METHODS
+from mc_vision.transforms_config import View, Views, views_preset
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class ViewOptions(StrictModel):
+    """The random views of an image: a published pipeline, and what to change of it in all views."""
+
+    preset: str = "moco-v2"
+    """A published pipeline: moco-v1, moco-v2, moco-v3, moco-v3-vit, simclr, cifar, small, digits."""
+    size: int | None = Field(default=None, ge=1)
+    """Side of the views in pixels; default: the pipeline's."""
+    where: Literal["auto", "worker", "device"] = "auto"
+    """Where views are made: per image on loader workers, or batched on the training device."""
+    crop_scale: tuple[float, float] | None = None
+    """Share of the image area that a crop covers."""
+    flip_p: float | None = Field(default=None, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    jitter: tuple[float, float, float, float] | None = None
+    """Strengths of brightness, contrast, saturation and hue."""
+    jitter_p: float | None = Field(default=None, ge=0, le=1)
+    """Probability of the colour jitter."""
+    grayscale_p: float | None = Field(default=None, ge=0, le=1)
+    """Probability of turning gray."""
+    blur_p: float | None = Field(default=None, ge=0, le=1)
+    """Probability of a Gaussian blur."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted from values in [0, 1], one number per channel."""
+    std: tuple[float, ...] | None = None
+    """Divided by, one number per channel."""
+
+    def views(self) -> Views:
+        """The views these options stand for."""
+        changes = {n: v for n, v in self.model_dump(exclude={"preset", "size", "where"}).items() if v is not None}
+        made = views_preset(self.preset, self.size).views
+        return Views(views=tuple(View.model_validate({**view.model_dump(), **changes}) for view in made))
+
+
+class Recipe(StrictModel, Generic[Config]):
+    """A whole run in one file."""
+
+    system: str
+    """Name of the method: moco, moco-v3, dcl, dcl-queue, dcl-v3."""
+    source: str = ""
+    """Where the numbers come from."""
+    method: Config
+    """Settings of the method."""
+    views: ViewOptions = ViewOptions()
+    """Random views."""
+    fit: Fit = Fit()
+    """Training."""
+
+
+def resolve_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe[Any]:
+    """A recipe by name or file, with ``changes`` in place and every default written out.
+
+    Args:
+        name: a shipped recipe such as ``"moco-v2"``, a YAML file, or a run folder.
+        changes: nested fields that replace the recipe's.
+
+    Raises:
+        ConfigError: unknown recipe, method or field, or a value out of range; the message names the file and the field.
+
+    >>> resolve_recipe("moco-v2", {"fit": {"epochs": 3}}).fit.epochs
+    3
+    """
+    content = load_recipe("mc_vision", name)
+    given = dict(changes or {})
+    fit = given.get("fit", {})
+    if "epochs" in fit or "steps" in fit:  # one replaces the other
+        content["fit"] = {n: v for n, v in content.get("fit", {}).items() if n not in ("epochs", "steps")}
+    system = given.get("system", content.get("system", ""))
+    model = Recipe[METHODS.config_class(str(system))]  # type: ignore[misc]
+    source = str(name) if not given else f"{name} with the options given"
+    return validated(model, merge({"method": {}, **content}, given), source=source)
+
+
+def system_of(name: str | Path) -> str:
+    """The method that a recipe names."""
+    return str(load_recipe("mc_vision", name).get("system", ""))

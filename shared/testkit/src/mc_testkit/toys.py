@@ -1,0 +1,136 @@
+"""Tiny methods and data for the contract suite. Module-level, so that other processes can build them too."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from mc_core.accumulation import CachedGradients, cache_gradients, first_pass, replay
+from mc_core.data import TensorData
+from mc_core.distributed import gather_rows_with_grad, rank
+from mc_core.engine import Method, Progress, StepOutput
+from mc_core.losses import decoupled_info_nce, info_nce
+from mc_core.momentum import MomentumEncoder
+from mc_core.queue import FeatureQueue
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+def build_from(method: str, config: str, fields: dict[str, Any]) -> Method:
+    """A method by the import paths of its class and its configuration class: ``"module:Name"``."""
+
+    def load(target: str) -> Any:
+        module, _, name = target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    return load(method)(load(config).model_validate(fields))
+
+
+def vector_pairs(count: int = 64, dim: int = 6, seed: int = 0) -> TensorData:
+    """Pairs of noisy vectors around ``count`` different points: ``view_1``, ``view_2`` (count, dim), ``ids``, ``label``."""
+    generator = torch.Generator().manual_seed(seed)
+    center = torch.randn(count, dim, generator=generator)
+    first, second = (center + 0.2 * torch.randn(count, dim, generator=generator) for _ in range(2))
+    return TensorData(view_1=first, view_2=second, ids=torch.arange(count), label=torch.arange(count) % 4)
+
+
+def image_pairs(count: int = 48, size: int = 16, seed: int = 0) -> TensorData:
+    """Pairs of noisy coloured images: ``view_1``, ``view_2``, ``image`` (count, 3, size, size) and ``ids``."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 4, 4, generator=generator)
+    scene = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    first, second = (scene + 0.3 * torch.randn(scene.shape, generator=generator) for _ in range(2))
+    return TensorData(view_1=first, view_2=second, image=scene, ids=torch.arange(count))
+
+
+class ToyMoCo(Method):
+    """Momentum contrast on vectors, in twenty lines: a network, its slow copy and a queue."""
+
+    def __init__(self, dim: int = 6, queue_size: int = 24, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.online = nn.Sequential(nn.Linear(dim, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 8))
+        self.momentum_encoder = MomentumEncoder(self.online, momentum)
+        self.queue = FeatureQueue(queue_size, 8, with_ids=True)
+        self.keys: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: dict[str, Any], progress: Progress, prepared: Any = None) -> StepOutput:
+        """InfoNCE against the queue."""
+        query = normalize(self.online(batch["view_1"]), dim=1)
+        key = normalize(self.momentum_encoder(batch["view_2"]), dim=1)
+        loss = info_nce(
+            query, key, self.queue.features, temperature=0.2, query_ids=batch["ids"], negative_ids=self.queue.ids
+        )
+        self.keys.append((key, batch["ids"]))
+        return StepOutput(loss, {"keys": float(len(self.queue))}, {"query": query, "key": key})
+
+    def after_step(self, progress: Progress) -> None:
+        """Moving average, then the step's keys."""
+        self.momentum_encoder.update()
+        self.queue.enqueue(torch.cat([k for k, _ in self.keys]), torch.cat([i for _, i in self.keys]))
+        self.keys.clear()
+
+    def encode(self, batch: dict[str, Any]) -> Tensor:
+        """(B, 8) features of ``view_1``."""
+        return self.online(batch["view_1"])
+
+    def export_module(self) -> None:
+        """Nothing to keep."""
+
+
+def toy_moco() -> ToyMoCo:
+    """Without dropout, so that processes can be compared."""
+    method = ToyMoCo()
+    method.online[2].p = 0.0  # type: ignore[assignment]
+    method.momentum_encoder.module[2].p = 0.0  # type: ignore[index, union-attr]
+    return method
+
+
+def toy_moco_with_dropout() -> ToyMoCo:
+    """With dropout: its masks must come back on resume."""
+    return ToyMoCo()
+
+
+class ToyDCL(Method):
+    """Two-sided in-batch contrast, exact under accumulation by two passes."""
+
+    def __init__(self, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.online = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 8))
+
+    def embed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of both views."""
+        return normalize(self.online(batch["view_1"]), dim=1), normalize(self.online(batch["view_2"]), dim=1)
+
+    def loss(self, a: Tensor, b: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """DCL over all processes."""
+        all_a, all_b = gather_rows_with_grad(a), gather_rows_with_grad(b)
+        return decoupled_info_nce(a, b, all_a=all_a, all_b=all_b, offset=rank() * len(a), temperature=0.5), {}
+
+    def prepare_step(self, micro_batches: Any, progress: Progress) -> CachedGradients:
+        """The gradient of the whole batch at its embeddings."""
+        embeddings = []
+        for batch in micro_batches:
+            with first_pass(self), replay(progress, batch):
+                embeddings.append(self.embed(batch))
+        return cache_gradients(embeddings, self.loss)
+
+    def training_step(self, batch: dict[str, Any], progress: Progress, prepared: Any = None) -> StepOutput:
+        """This micro-batch's share."""
+        with replay(progress, batch):
+            a, b = self.embed(batch)
+        return StepOutput(prepared.surrogate(int(batch["micro"]), (a, b)), {}, {"query": a.detach(), "other": b.detach()})
+
+    def encode(self, batch: dict[str, Any]) -> Tensor:
+        """(B, 8) features of ``view_1``."""
+        return self.online(batch["view_1"])
+
+
+def toy_dcl() -> ToyDCL:
+    """Without dropout."""
+    return ToyDCL(dropout=0.0)
+
+
+def toy_dcl_with_dropout() -> ToyDCL:
+    """With dropout, which both passes must draw alike."""
+    return ToyDCL()
