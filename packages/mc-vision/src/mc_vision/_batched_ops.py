@@ -44,6 +44,11 @@ def _order_table(device: torch.device) -> Tensor:
     return torch.tensor(_orders(), device=device)
 
 
+def _may_gather(x_BCHW: Tensor) -> bool:
+    """Whether rows can be chosen by their number: elsewhere than on the CPU that would make the device wait."""
+    return x_BCHW.device.type == "cpu"
+
+
 def where_chosen(x_BCHW: Tensor, chosen_B: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
     """``operation(x, *parameters)`` for the chosen samples, ``x`` for the others. May write into ``x``.
 
@@ -52,7 +57,7 @@ def where_chosen(x_BCHW: Tensor, chosen_B: Tensor, operation: Callable[..., Tens
         chosen_B: bool.
         operation: takes a batch and as many per-sample tensors as there are ``parameters``.
     """
-    if x_BCHW.device.type != "cpu":  # choosing rows would make the device wait for the host
+    if not _may_gather(x_BCHW):
         return torch.where(chosen_B.view(-1, 1, 1, 1), operation(x_BCHW, *parameters), x_BCHW)
     rows = chosen_B.nonzero().squeeze(1)
     if len(rows) == 0:

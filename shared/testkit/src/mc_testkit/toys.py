@@ -44,6 +44,24 @@ def image_pairs(count: int = 48, size: int = 16, seed: int = 0) -> TensorData:
     return TensorData(view_1=first, view_2=second, image=scene, ids=torch.arange(count))
 
 
+class ToyEncoder(nn.Module):
+    """A module that can be saved and loaded by its configuration."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.Linear(2, int(config["width"]))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ToyEncoder:
+        """The protocol of :func:`mc_core.export.load_model`."""
+        return cls(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 2) → (B, width)."""
+        return self.layer(x)
+
+
 class ToyMoCo(Method):
     """Momentum contrast on vectors, in twenty lines: a network, its slow copy and a queue."""
 

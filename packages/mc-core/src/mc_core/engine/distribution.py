@@ -43,6 +43,7 @@ class Distribution:
 
     def __init__(self, method: Method, fit: Fit, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+        self.method_name = type(method).__name__  # sharding gives the object another class
         self.world_size, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
         self.fsdp = fit.strategy == "fsdp"

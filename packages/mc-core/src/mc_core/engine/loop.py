@@ -145,7 +145,7 @@ class _Loop:
         config = self.method.config
         describe = getattr(self.data, "describe", None)
         return {
-            "method": {"name": type(self.method).__name__, **(config.model_dump(mode="json") if config else {})},
+            "method": {"name": self.distribution.method_name, **(config.model_dump(mode="json") if config else {})},
             "fit": self.fit.model_dump(mode="json"),
             "data": {**(describe() if describe else {}), "samples": len(self.data)},
         }

@@ -391,7 +391,7 @@ def make_labels(
     (array([1, 0, 1]), ['cat', 'dog'])
     """
     if values is None:
-        pass
+        values, names = names, None
     if isinstance(names, np.ndarray):
         names = names.astype(str).tolist()
     if values is not None and not isinstance(values, np.ndarray):

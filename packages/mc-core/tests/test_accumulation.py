@@ -1,0 +1,72 @@
+"""Two passes over micro-batches give the gradient of the whole batch's loss."""
+
+import pytest
+import torch
+from mc_core.accumulation import cache_gradients, first_pass, replay
+from mc_core.engine import Progress
+from mc_core.losses import decoupled_info_nce
+from torch import nn
+from torch.nn.functional import normalize
+
+
+def _embed(net, a, b):
+    return normalize(net(a), dim=1), normalize(net(b), dim=1)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_is_that_of_the_whole_batch(parts, dropout):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4)).double()
+    a, b = torch.randn(12, 5).double(), torch.randn(12, 5).double()
+    progress = Progress(step=4, seed=9)
+    batches = [{"a": x, "b": y, "micro": i} for i, (x, y) in enumerate(zip(a.chunk(parts), b.chunk(parts), strict=True))]
+
+    def loss(za, zb):
+        return decoupled_info_nce(za, zb, temperature=0.3), {"rows": float(len(za))}
+
+    embeddings = []
+    for batch in batches:
+        with first_pass(net), replay(progress, batch):
+            embeddings.append(_embed(net, batch["a"], batch["b"]))
+    assert not embeddings[0][0].requires_grad
+    cached = cache_gradients(embeddings, loss)
+    assert cached.metrics == {"rows": 12.0}
+    for batch in batches:
+        with replay(progress, batch):
+            z = _embed(net, batch["a"], batch["b"])
+        value = cached.surrogate(batch["micro"], z)
+        assert value.item() == pytest.approx(cached.loss.item(), rel=1e-12)
+        (value / parts).backward()
+    two_pass = [p.grad.clone() for p in net.parameters()]
+
+    net.zero_grad()
+    drawn = []
+    for batch in batches:  # the reference keeps all activations, with the same dropout masks
+        with replay(progress, batch):
+            drawn.append(_embed(net, batch["a"], batch["b"]))
+    loss(torch.cat([z for z, _ in drawn]), torch.cat([z for _, z in drawn]))[0].backward()
+    for got, parameter in zip(two_pass, net.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_plain_accumulation_is_not_that_gradient():
+    """Why two passes are needed: micro-batches on their own see fewer negatives."""
+    torch.manual_seed(0)
+    z = normalize(torch.randn(8, 4), dim=1).requires_grad_()
+    other = normalize(torch.randn(8, 4), dim=1)
+    (whole,) = torch.autograd.grad(decoupled_info_nce(z, other), z)
+    parts = sum(decoupled_info_nce(x, y) for x, y in zip(z.chunk(2), other.chunk(2), strict=True)) / 2
+    (split,) = torch.autograd.grad(parts, z)
+    assert (whole - split).abs().max() > 0.01
+
+
+def test_the_first_pass_leaves_batch_statistics_alone():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with first_pass(net):
+        net(torch.randn(16, 3))
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    net(torch.randn(16, 3))
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])
