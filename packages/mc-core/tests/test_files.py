@@ -401,6 +401,7 @@ class TestState:
         back = self.round_trip([torch.ones(3), torch.ones(3), torch.empty(0), torch.empty(0)], tmp_path)
         back[0].zero_()
         assert torch.equal(back[1], torch.ones(3))
+        assert back[2] is not back[3]
 
     def test_names_in_the_file_are_readable_and_never_collide(self, tmp_path: Path) -> None:
         from safetensors import safe_open

@@ -259,8 +259,11 @@ def test_inputs_of_any_structure_arrive():
         def forward(self, batch, *, ids):
             return batch["x"][0], ids
 
-    x, ids = MomentumEncoder(Echo())({"x": [torch.ones(2).half()]}, ids=torch.arange(2))
+    key, batch = MomentumEncoder(Echo()), {"x": [torch.ones(2).half()]}
+    x, ids = key(batch, ids=torch.arange(2))
     assert (x.dtype, ids.dtype) == (torch.float32, torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key(batch, ids=ids)[0].dtype == torch.float16
 
 
 def test_the_mode_follows_the_parent_unless_evaluation_mode():

@@ -51,8 +51,7 @@ COLORS = tuple(name for name, *_ in _PALETTE)
 
 _TEST_DIGITS = 360  # the file keeps the order of collection, so the tail shares few writers with the rest
 _UPSAMPLE = 4
-_TEXTURES = 24
-_TEXTURE_SIDE = 128
+_TILE = 4  # side of a texture tile, in canvases
 _CHUNK = 256
 _STREAMS = {"train": 0x5CE0, "test": 0x7E57}
 # how many uniform numbers each choice takes
@@ -65,10 +64,15 @@ Split = Literal["train", "test"]
 class SceneConfig(StrictModel):
     """How hard the scenes are. The defaults leave raw pixels near chance and the digits easy to see.
 
+    Grounds differ from scene to scene, but all have the same statistics: what could tell two grounds apart after a
+    crop and a change of colour, contrastive learning would learn instead of the digits.
+
     >>> SceneConfig(rotation=0.0).rotation
     0.0
     """
 
+    colors: tuple[str, ...] = COLORS
+    """Inks to draw from. Black and brown are shown on light grounds only, white and yellow on dark ones."""
     scale: tuple[float, float] | None = None
     """Smallest and largest digit height as a share of the canvas. Its lower 40 % are "small", its upper 40 % "large".
     Default: (0.4, 0.7) for one digit per scene, (0.24, 0.46) for more."""
@@ -76,12 +80,12 @@ class SceneConfig(StrictModel):
     """Largest turn either way, in degrees (beyond 60, six and nine begin to meet)."""
     color_jitter: float = Field(default=0.06, ge=0, le=0.2)
     """Largest change of each ink channel from its named colour."""
-    tint: float = Field(default=0.15, ge=0, le=0.3)
-    """How far a ground may lean from grey towards a colour."""
-    gradient: float = Field(default=0.25, ge=0, le=0.5)
-    """Largest change of brightness from the middle of the ground to its edge."""
-    texture: float = Field(default=0.07, ge=0, le=0.5)
-    """Amplitude of the textures of the ground, on a scale where white is 1."""
+    tint: float = Field(default=0.06, ge=0, le=0.3)
+    """Strength of the colour clouds of the ground (standard deviation, where white is 1)."""
+    clouds: float = Field(default=0.12, ge=0, le=0.5)
+    """Strength of the clouds of light and shade, about as large as the canvas."""
+    texture: float = Field(default=0.04, ge=0, le=0.5)
+    """Strength of the fine texture of the ground."""
     noise: float = Field(default=0.02, ge=0, le=0.5)
     """Standard deviation of the grain over the whole picture."""
 
@@ -89,7 +93,14 @@ class SceneConfig(StrictModel):
     def _check(self) -> Self:
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale {self.scale} must be two rising shares of the canvas, in (0, 1]")
+        for name in self.colors:
+            if name not in COLORS:
+                raise ValueError(f"colors names '{name}'; choose from {', '.join(COLORS)}")
         return self
+
+    def shown(self) -> Tensor:
+        """(2, C) which colours appear on a light and on a dark ground."""
+        return torch.tensor([[row[ground] and row[0] in self.colors for row in _PALETTE] for ground in (2, 3)])
 
 
 @dataclass(frozen=True)
@@ -242,6 +253,10 @@ def digit_scenes(
     if split not in _STREAMS:
         raise ConfigError(f"split={split!r}: scenes are made for 'train' or 'test'")
     config = config or SceneConfig()
+    inks = int(config.shown().sum(1).min())
+    if inks < digits[1]:
+        shown = f"on light or on dark grounds only {inks} of colors={config.colors} are shown"
+        raise ConfigError(f"{shown}; name at least {digits[1]} for each")
     chunks = [
         _compose(torch.arange(first, min(first + _CHUNK, start + count)), size, digits, seed, split, config)
         for first in range(start, start + count, _CHUNK)
@@ -266,22 +281,18 @@ def _strokes() -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _textures() -> tuple[Tensor, Tensor]:
-    """A fixed family of tileable textures (T, P, P) of unit deviation, blotches and stripes, and white grain (P, P)."""
+def _textures(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Clouds, fine texture and white grain: tiles (P, P) of unit deviation that wrap around, P = 4 S."""
+    side = _TILE * size
     rng = sample_rng(0, 0, 0, stream=0x7E)
-    frequency = np.fft.fftfreq(_TEXTURE_SIDE, 1 / _TEXTURE_SIDE)
-    fx, fy = np.meshgrid(frequency, frequency)
-    radius, direction = np.hypot(fx, fy), np.arctan2(fy, fx)
-    bank = []
-    for kind in range(_TEXTURES):
-        band = np.exp(-(((radius - rng.uniform(3, 14)) / 1.5) ** 2))
-        if kind % 2:  # stripes: keep one orientation of the ring
-            band *= np.exp(-((np.sin(direction - rng.uniform(0, np.pi)) / 0.25) ** 2))
-        wave = np.fft.ifft2(np.fft.fft2(rng.standard_normal(fx.shape)) * band).real
-        bank.append(wave / wave.std())
-    return torch.from_numpy(np.stack(bank)).float().clamp(-2, 2), torch.from_numpy(
-        rng.standard_normal(fx.shape)
-    ).float()
+    frequency = np.fft.fftfreq(side, _TILE / side)  # cycles per canvas
+    radius = np.hypot(frequency[:, None], frequency)
+    tiles = []
+    for low, high in ((0.4, 1.5), (3, 7), (0, np.inf)):
+        spectrum = np.fft.fft2(rng.standard_normal((side, side))) * ((radius >= low) & (radius <= high))
+        wave = np.fft.ifft2(spectrum).real
+        tiles.append(torch.from_numpy(wave / wave.std()).float().clamp_(-2, 2))
+    return tiles[0], tiles[1], tiles[2]
 
 
 def _between(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
@@ -307,8 +318,8 @@ def _compose(
     source_BM = low + (each["source"][..., 0] * (high - low)).long()
 
     dark_B = scene["dark"][:, 0] < 0.5
-    shown_2C = torch.tensor([[light for *_, light, _ in _PALETTE], [dark for *_, dark in _PALETTE]])
-    color_BM = scene["colors"].masked_fill(~shown_2C[dark_B.long()], 2.0).argsort(1)[:, :most]  # distinct in a scene
+    hidden_BC = ~config.shown()[dark_B.long()]
+    color_BM = scene["colors"].masked_fill(hidden_BC, 2.0).argsort(1)[:, :most]  # distinct in a scene
 
     smallest, largest = config.scale or ((0.4, 0.7) if most == 1 else (0.24, 0.46))
     size_BM = (each["size"][..., 0] < 0.5).long()
@@ -329,8 +340,8 @@ def _compose(
         alpha_B1SS = alpha_BMSS[:, k, None]
         image_B3SS += alpha_B1SS * (ink_BM3[:, k, :, None, None] - image_B3SS)
         mask_BSS[alpha_BMSS[:, k] > 0.5] = k + 1
-    _, grain = _textures()
-    image_B3SS += config.noise * _patch(grain[None], torch.zeros_like(index_B), scene["grain"], size)[:, None]
+    *_, grain = _textures(size)
+    image_B3SS += config.noise * _window(grain, scene["grain"], size)[:, None]
 
     absent_BM = ~present_BM
     objects = SceneObjects(
@@ -382,27 +393,20 @@ def _draw(ink_BMUU: Tensor, center_BM2: Tensor, height_BM: Tensor, angle_BM: Ten
 
 
 def _ground(dark_B: Tensor, draws_B: Tensor, size: int, config: SceneConfig) -> Tensor:
-    """Grounds (B, 3, S, S): a tinted grey, a ramp of brightness, and two textures that fade into each other."""
-    textures, _ = _textures()
-    bright_B, tint_B3, turns_B2, kind_B, offset_B4 = draws_B.split([1, 3, 2, 1, 4], 1)
-    base_B = torch.where(dark_B[:, None], _between(bright_B, 0.08, 0.28), _between(bright_B, 0.72, 0.92))
-    color_B3 = (base_B + _between(tint_B3, -config.tint, config.tint)).float()
-    steps_S = (torch.arange(size) + 0.5) / size * 2 - 1
-    turns_B2 = turns_B2 * (2 * torch.pi)
-    x_B2, y_B2 = turns_B2.cos().float()[..., None, None], turns_B2.sin().float()[..., None, None]
-    light_BSS, fade_BSS = (0.7 * (x_B2 * steps_S + y_B2 * steps_S[:, None])).unbind(1)
-    kind_B = (kind_B[:, 0] * (_TEXTURES / 2)).long()
-    first_BSS = _patch(textures, kind_B, offset_B4[:, :2], size)
-    second_BSS = _patch(textures, kind_B + _TEXTURES // 2, offset_B4[:, 2:], size)
-    texture_BSS = second_BSS + (fade_BSS + 0.5).clamp_(0, 1) * (first_BSS - second_BSS)
-    return color_B3[..., None, None] + (config.gradient * light_BSS + config.texture * texture_BSS)[:, None]
+    """Grounds (B, 3, S, S): dark or light grey with clouds of shade, clouds of colour and a fine texture."""
+    clouds, fine, _ = _textures(size)
+    level_B1, shade_B2, tint_B6, fine_B2 = draws_B.split([1, 2, 6, 2], 1)
+    grey_B1 = torch.where(dark_B[:, None], _between(level_B1, 0.14, 0.24), _between(level_B1, 0.76, 0.86)).float()
+    light_BSS = config.clouds * _window(clouds, shade_B2, size) + config.texture * _window(fine, fine_B2, size)
+    tint_B3SS = torch.stack([_window(clouds, offset_B2, size) for offset_B2 in tint_B6.split(2, 1)], 1)
+    return (grey_B1[..., None] + light_BSS)[:, None] + config.tint * tint_B3SS
 
 
-def _patch(bank: Tensor, kind_B: Tensor, offset_B2: Tensor, size: int) -> Tensor:
-    """A window (B, S, S) of each scene's texture, which wraps around."""
-    side = bank.shape[-1]
+def _window(tile: Tensor, offset_B2: Tensor, size: int) -> Tensor:
+    """A window (B, S, S) of the tile for each scene."""
+    side = len(tile)
     at_B2S = ((offset_B2 * side).long()[..., None] + torch.arange(size)) % side
-    return bank[kind_B[:, None, None], at_B2S[:, 1, :, None], at_B2S[:, 0, None, :]]
+    return tile[at_B2S[:, 1, :, None], at_B2S[:, 0, None, :]]
 
 
 def _boxes(mask_BSS: Tensor, most: int) -> Tensor:

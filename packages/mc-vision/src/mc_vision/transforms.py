@@ -310,7 +310,7 @@ class ViewDataset(_FromSource):
         for number, view in enumerate(self.views.views, start=1):
             cropped = "image" not in batch
             image = batch[f"view_{number}"] if cropped else batch["image"]
-            u_BR = random.uniform(DRAWS, stream=0)
+            u_BR = random.uniform(DRAWS, stream=number)
             done[f"view_{number}"] = make_views(image, u_BR, view, channels=self.channels, cropped=cropped)
         return done
 
