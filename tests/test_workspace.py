@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import pytest
+
 from mc_testkit.workspace import members, root
 
 EVERY = [member for kind in ("packages", "apps", "shared") for member in members(kind)]

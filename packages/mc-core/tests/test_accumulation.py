@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import normalize
+
 from mc_core.accumulation import cache_gradients, first_pass, replay
 from mc_core.engine import Progress
 from mc_core.losses import decoupled_info_nce
-from torch import nn
-from torch.nn.functional import normalize
 
 
 def _embed(net, a, b):
@@ -20,7 +21,9 @@ def test_gradient_is_that_of_the_whole_batch(parts, dropout):
     net = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 4)).double()
     a, b = torch.randn(12, 5).double(), torch.randn(12, 5).double()
     progress = Progress(step=4, seed=9)
-    batches = [{"a": x, "b": y, "micro": i} for i, (x, y) in enumerate(zip(a.chunk(parts), b.chunk(parts), strict=True))]
+    batches = [
+        {"a": x, "b": y, "micro": i} for i, (x, y) in enumerate(zip(a.chunk(parts), b.chunk(parts), strict=True))
+    ]
 
     def loss(za, zb):
         return decoupled_info_nce(za, zb, temperature=0.3), {"rows": float(len(za))}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mc_core.data import (
     BadSampleError,
     StepPlan,
@@ -48,7 +49,8 @@ def test_processes_and_micro_batches_join_to_the_global_batch(length, share, wor
         return
     whole = StepPlan(length, batch, seed=3).micro_batches(step)[0]
     parts = [
-        np.concatenate(StepPlan(length, batch, 3, rank, world, accumulation).micro_batches(step)) for rank in range(world)
+        np.concatenate(StepPlan(length, batch, 3, rank, world, accumulation).micro_batches(step))
+        for rank in range(world)
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
@@ -63,12 +65,16 @@ def test_an_epoch_visits_each_sample_at_most_once_and_differs_from_the_next():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ConfigError, match=r"batch_size 256 is larger than the data \(100 samples\): set fit.batch_size"):
+    with pytest.raises(
+        ConfigError, match=r"batch_size 256 is larger than the data \(100 samples\): set fit.batch_size"
+    ):
         StepPlan(100, 256, seed=0)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match="batch_size 10 does not divide into 2 processes × 4 micro-batches: take a multiple of 8"):
+    with pytest.raises(
+        ConfigError, match="batch_size 10 does not divide into 2 processes × 4 micro-batches: take a multiple of 8"
+    ):
         StepPlan(100, 10, seed=0, world_size=2, accumulation=4)
 
 
@@ -138,7 +144,12 @@ def test_whole_batches_from_memory():
 
 
 def test_stacking_by_type():
-    batch = stack_samples([{"a": torch.ones(2), "b": np.zeros(3), "c": True, "d": "x"}, {"a": torch.zeros(2), "b": np.ones(3), "c": False, "d": "y"}])
+    batch = stack_samples(
+        [
+            {"a": torch.ones(2), "b": np.zeros(3), "c": True, "d": "x"},
+            {"a": torch.zeros(2), "b": np.ones(3), "c": False, "d": "y"},
+        ]
+    )
     assert batch["a"].shape == (2, 2)
     assert batch["b"].dtype == torch.float64
     assert batch["c"].tolist() == [True, False]
@@ -151,7 +162,10 @@ def test_device_work_sees_seed_epoch_and_index():
             return {**batch, "x": batch["x"] + random.uniform(1)}
 
     data = WithTransform(x=torch.zeros(8, 1))
-    batches = [to_device(batch, torch.device("cpu")) for batch in step_loader(data, StepPlan(8, 8, 0), start=0, stop=2, workers=0)]
+    batches = [
+        to_device(batch, torch.device("cpu"))
+        for batch in step_loader(data, StepPlan(8, 8, 0), start=0, stop=2, workers=0)
+    ]
     views = [finish_on_device(data, batch, seed=5) for batch in batches]
     ordered = [view["x"][view["index"].argsort()] for view in views]
     assert not torch.equal(ordered[0], ordered[1])

@@ -8,6 +8,7 @@ import stat
 import pytest
 import torch
 import yaml
+
 from mc_core.data import BadSampleError, TensorData
 from mc_core.engine import Method, StepOutput, fit
 from mc_core.engine.checkpoint import CheckpointFolder, differences
@@ -80,7 +81,14 @@ def test_what_a_run_leaves(tmp_path):
     lines = read_jsonl(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 7]
     assert {"epoch", "loss", "lr", "samples_per_second", "keys"} <= lines[0].keys()
-    health = {"health/spread", "health/effective_rank", "health/uniformity", "health/alignment", "health/drift", "health/queue_age"}
+    health = {
+        "health/spread",
+        "health/effective_rank",
+        "health/uniformity",
+        "health/alignment",
+        "health/drift",
+        "health/queue_age",
+    }
     assert health <= lines[1].keys()
     assert health.isdisjoint(lines[0])
     assert lines[1]["epoch"] == 0.5
@@ -167,7 +175,9 @@ def test_the_differing_fields_are_listed_and_free_ones_may_differ(tmp_path):
     assert "fit.steps: 2 → 4; fit.weight_decay: 0.0001 → 0.5" in str(caught.value)
     with pytest.raises(CheckpointError, match="method.name: 'ToyMoCo' → 'ToyDCL'"):
         run_case(DCL, tmp_path / "run", steps=2)
-    assert differences({"data": {"location": "a", "count": 3}}, {"data": {"location": "b", "count": 4}}) == ["data.count: 3 → 4"]
+    assert differences({"data": {"location": "a", "count": 3}}, {"data": {"location": "b", "count": 4}}) == [
+        "data.count: 3 → 4"
+    ]
 
 
 def test_other_data_is_refused(tmp_path):
@@ -189,7 +199,9 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(tmp_path, number):
 
     method.after_step = interrupt
     before = signal.getsignal(number)
-    with pytest.raises(InterruptedRunError, match="stopped at step 3 of 6, saved in .*; the same command goes on from there"):
+    with pytest.raises(
+        InterruptedRunError, match="stopped at step 3 of 6, saved in .*; the same command goes on from there"
+    ):
         fit(method, vector_pairs(), fit=make_fit(CASE), run_dir=tmp_path / "run")
     assert signal.getsignal(number) == before
     resumed = run_case(CASE, tmp_path / "run")
@@ -233,12 +245,17 @@ def test_bad_samples_are_counted_and_too_many_stop_the_run(tmp_path):
     result = fit(make_method(CASE), data, fit=settings, run_dir=tmp_path / "a")
     assert result.bad_samples == 2
     assert json.loads((tmp_path / "a" / "bad_samples.json").read_text()) == {"3.png": "truncated", "9.png": "truncated"}
-    with pytest.raises(DataError, match=r"1 of 64 samples are unreadable \(1.6%, allowed 1.0%\), the first .\.png: truncated; .*--max-bad"):
+    with pytest.raises(
+        DataError,
+        match=r"1 of 64 samples are unreadable \(1.6%, allowed 1.0%\), the first .\.png: truncated; .*--max-bad",
+    ):
         fit(make_method(CASE), data, fit=make_fit(CASE, steps=16), run_dir=tmp_path / "b")
 
 
 def test_the_learning_rate_follows_the_schedule(tmp_path):
-    run_case(CASE, tmp_path / "run", steps=None, epochs=2, warmup_epochs=0.5, schedule="cosine", lr=0.4, lr_scaling="linear")
+    run_case(
+        CASE, tmp_path / "run", steps=None, epochs=2, warmup_epochs=0.5, schedule="cosine", lr=0.4, lr_scaling="linear"
+    )
     rates = [line["lr"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
     peak = 0.4 * 8 / 256
     assert rates[0] < rates[1] < rates[2] < rates[3] < rates[4] == pytest.approx(peak)

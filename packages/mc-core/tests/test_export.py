@@ -246,6 +246,10 @@ class TestTrust:
         with pytest.raises(SystemExit, match="this ran"):
             load_model(saved, allow=[name])
 
+    def test_a_command_of_ours_is_not_run_by_loading(self) -> None:
+        assert export._is_ours("mc_core.export")
+        assert not export._is_ours("mc_core.__main__")
+
     @pytest.mark.parametrize("reference", REFERENCES)
     def test_references_to_anything_but_a_model_class(self, saved: Path, reference: Any) -> None:
         edit(saved, **{"class": reference})
@@ -389,14 +393,23 @@ class Untraceable(nn.Module):
 class TestOnnx:
     @pytest.mark.parametrize("batch", [1, 2])
     def test_agrees_at_other_batch_sizes_and_restores_every_training_mode(
-        self, net: Net, tmp_path: Path, batch: int
+        self, net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
     ) -> None:
         onnxruntime = pytest.importorskip("onnxruntime")
+        compared: list[int] = []
+        real = export._compare
+
+        def compare(path: Path, batches: Any, expected: Any) -> Any:
+            compared.extend(len(x) for (x,) in batches)
+            return real(path, batches, expected)
+
+        monkeypatch.setattr(export, "_compare", compare)
         net.train()
         net.normalisation.eval()
         before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         report = export_onnx(net, torch.randn(batch, 3, 9, 9), tmp_path / "deep/model.onnx")
         assert report.path == tmp_path / "deep/model.onnx"
+        assert compared == [batch, batch + 1]
         assert report.max_abs_difference < 1e-5
         assert (report.opset, report.providers) == (20, ("CPUExecutionProvider",))
         assert listing(tmp_path / "deep") == ["model.onnx"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from mc_core.cli import Result, call_app, given_fields, run_app
 from mc_core.engine.config import Fit
 from mc_core.errors import ConfigError, InterruptedRunError, MissingDependencyError, RunError, closest
@@ -18,7 +19,17 @@ def _fresh(code: str) -> str:
 
 
 def test_importing_the_core_loads_no_torch_and_no_optional_package():
-    heavy = ["torch", "sklearn", "matplotlib", "onnx", "timm", "torchvision", "transformers", "accelerate", "tensorboard"]
+    heavy = [
+        "torch",
+        "sklearn",
+        "matplotlib",
+        "onnx",
+        "timm",
+        "torchvision",
+        "transformers",
+        "accelerate",
+        "tensorboard",
+    ]
     code = (
         "import sys, mc_core, mc_core.cli, mc_core.recipes, mc_core.engine.config, mc_core.momentum_schedule, mc_core.files;"
         f"print([name for name in {heavy} if name in sys.modules])"
@@ -27,7 +38,17 @@ def test_importing_the_core_loads_no_torch_and_no_optional_package():
 
 
 def test_importing_all_of_the_core_loads_no_optional_package():
-    optional = ["sklearn", "matplotlib", "onnx", "onnxruntime", "timm", "torchvision", "transformers", "tensorboard", "scipy"]
+    optional = [
+        "sklearn",
+        "matplotlib",
+        "onnx",
+        "onnxruntime",
+        "timm",
+        "torchvision",
+        "transformers",
+        "tensorboard",
+        "scipy",
+    ]
     code = (
         "import importlib, pkgutil, sys, mc_core\n"
         "for module in pkgutil.walk_packages(mc_core.__path__, 'mc_core.'):\n"
@@ -50,7 +71,9 @@ def test_every_public_name_loads():
 
 
 def test_a_missing_package_names_its_extra():
-    with pytest.raises(MissingDependencyError, match=r"'no_such_thing' is needed to fly: pip install \"mc-core\[wings\]\""):
+    with pytest.raises(
+        MissingDependencyError, match=r"'no_such_thing' is needed to fly: pip install \"mc-core\[wings\]\""
+    ):
         require("no_such_thing.inner", extra="mc-core[wings]", purpose="fly")
     with pytest.raises(ModuleNotFoundError, match="json.no_such_part"):
         require("json.no_such_part", extra="x", purpose="y")
@@ -72,7 +95,10 @@ class TestRecipes:
             ({"epoch": 3}, r"x.yaml: unknown field epoch; did you mean epochs\?"),
             ({"lr": -1}, r"x.yaml: lr: Input should be greater than 0 \(given -1\)"),
             ({"epochs": 2, "steps": 3}, r"give epochs \(2\) or steps \(3\), not both"),
-            ({"batch_size": 10, "accumulation": 4}, "batch_size 10 does not divide into 4 micro-batches; take a multiple of 4"),
+            (
+                {"batch_size": 10, "accumulation": 4},
+                "batch_size 10 does not divide into 4 micro-batches; take a multiple of 4",
+            ),
             ({"milestones": [0.5, 2]}, "milestones .* between 0 and 1"),
             ({"optimizer": "sdg"}, r"optimizer: Input should be 'sgd', .* \(given 'sdg'\)"),
         ],
@@ -119,7 +145,13 @@ class TestCommandLine:
         assert given_fields(None) == {}
 
     @pytest.mark.parametrize(
-        ("error", "code"), [(ConfigError("bad\nthing"), 2), (RunError("bad"), 1), (InterruptedRunError("bad"), 130), (KeyboardInterrupt(), 130)]
+        ("error", "code"),
+        [
+            (ConfigError("bad\nthing"), 2),
+            (RunError("bad"), 1),
+            (InterruptedRunError("bad"), 130),
+            (KeyboardInterrupt(), 130),
+        ],
     )
     def test_errors_are_one_line_and_an_exit_code(self, error, code, capsys):
         def fail(_):
@@ -175,5 +207,11 @@ class TestCommandLine:
 
     def test_a_closed_pipe_is_no_error(self, tmp_path):
         script = "from mc_core.cli import run_app, print_json; import sys; sys.exit(run_app(lambda a: [print_json({'a': 'x' * 1000}) for _ in range(500)], []))"
-        done = subprocess.run(f"{sys.executable} -c \"{script}\" | head -1 > {os.devnull}", shell=True, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            f'{sys.executable} -c "{script}" | head -1 > {os.devnull}',
+            shell=True,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.stderr == ""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from mc_core.random import BatchRandom, derive_seed, sample_rng, uniform
 
 
@@ -17,7 +18,12 @@ def test_rows_do_not_depend_on_their_batch():
 def test_every_argument_matters():
     index = torch.arange(100)
     base = uniform(1, 2, index, 4)
-    for other in (uniform(2, 2, index, 4), uniform(1, 3, index, 4), uniform(1, 2, index, 4, stream=1), uniform(1, 2, index + 100, 4)):
+    for other in (
+        uniform(2, 2, index, 4),
+        uniform(1, 3, index, 4),
+        uniform(1, 2, index, 4, stream=1),
+        uniform(1, 2, index + 100, 4),
+    ):
         assert (base == other).float().mean() < 0.01
 
 

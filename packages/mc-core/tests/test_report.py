@@ -20,8 +20,9 @@ from mc_core import report
 from mc_core.errors import DataError, RunError
 from mc_core.report import environment, write_report
 
+GIF = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
-HOSTILE = "<script>alert(1)</script>\"'&\\$x_{ </style></pre></title>"
+HOSTILE = "<script>alert(1)</script>\"'&\\ $x_{$ </style></pre></title>"
 RESULT = {
     "metric": "knn_accuracy",
     "trained": 0.93,
@@ -276,6 +277,12 @@ class TestCurves:
         (series,) = report._read_series(tmp_path / "metrics.jsonl", [])
         assert (series.key, series.steps, series.values) == ("loss", [1.0, 2.0], [3.0, 4.0])
 
+    def test_keys_with_the_same_file_name_get_two_files(self, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        write_metrics(tmp_path, [{"step": 1, "a/b": 1, "a_b": 2}])
+        assert len(Page(write_report(tmp_path, title="t")).all("img")) == 2
+        assert sorted(path.name for path in (tmp_path / "curves").iterdir()) == ["a-b-2.png", "a-b.png"]
+
     @pytest.mark.parametrize(
         ("key", "group", "labels"),
         [
@@ -356,12 +363,13 @@ class TestHostileAndMissing:
         (folder / "recipe.yaml").write_text(HOSTILE)
         (folder / "environment.json").write_text(json.dumps({HOSTILE: HOSTILE}))
         result = {"metric": HOSTILE, "trained": 1, "baselines": {HOSTILE: 0.5}, HOSTILE: HOSTILE}
-        path = write_report(
-            folder, title=HOSTILE, result=result, figures=[(HOSTILE, folder / HOSTILE[-9:])], bibtex=HOSTILE
-        )
-        page = Page(path)
+        (folder / "one.gif").write_bytes(GIF)
+        figures = [(HOSTILE, folder / "one.gif"), (HOSTILE, folder / HOSTILE[-9:])]
+        page = Page(write_report(folder, title=HOSTILE, result=result, figures=figures, bibtex=HOSTILE))
         assert not {tag for tag, _ in page.tags} & {"script", "b", "i"}
-        assert page.text.count("alert(1)") >= 9
+        assert page.text.count(HOSTILE) >= 8
+        assert page.text.count("alert(1)") >= 11
+        assert HOSTILE in [a["alt"] for a in page.all("img")]
         assert page.sections["Recipe"].strip() == HOSTILE
         assert {p.parent for p in tmp_path.rglob("*.png")} == {folder / "curves"}
         assert not [p for p in tmp_path.iterdir() if p != folder]
@@ -409,13 +417,12 @@ class TestHostileAndMissing:
         assert not (run / "curves").exists()
 
     def test_pictures_are_embedded_and_what_is_none_is_named(self, run: Path) -> None:
-        gif = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
-        (run / "one.gif").write_bytes(gif)
+        (run / "one.gif").write_bytes(GIF)
         (run / "bad.png").write_text("<svg onload=alert(1)>")
         figures = [("Nearest & dearest", run / "one.gif"), ("Bad", run / "bad.png"), ("Gone", run / "gone.png")]
         page = Page(write_report(run, title="t", figures=figures))
         (image,) = [a for a in page.all("img") if a["alt"] == "Nearest & dearest"]
-        assert decoded(image["src"]) == gif
+        assert decoded(image["src"]) == GIF
         assert "Nearest & dearest" in page.sections["Pictures"]
         assert "bad.png is not shown: neither PNG, JPEG, GIF nor WebP" in page.sections["Pictures"]
         assert "gone.png is not shown: No such file or directory" in page.sections["Pictures"]

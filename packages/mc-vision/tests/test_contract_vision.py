@@ -19,10 +19,17 @@ V3 = {"dim": 16, "hidden_dim": 32, "momentum": {"momentum": 0.9, "schedule": "co
 
 def case(name, method, fields, **more):
     exact = fields["encoder"] is PLAIN and method not in (MOCO_V3, DCL_V3, DCL)  # those heads have BatchNorm
-    learning = {"optimizer": "adamw", "lr": 1e-3, "steps": 120} if method in (MOCO, DCL_QUEUE) else {"lr": 0.1, "steps": 80}
+    learning = (
+        {"optimizer": "adamw", "lr": 1e-3, "steps": 120} if method in (MOCO, DCL_QUEUE) else {"lr": 0.1, "steps": 80}
+    )
     more = {"learning": learning, **more}
     return MethodCase(
-        name, partial(build_from, *method, fields), image_pairs, same_on_two_processes=exact, accumulation_is_exact=exact, **more
+        name,
+        partial(build_from, *method, fields),
+        image_pairs,
+        same_on_two_processes=exact,
+        accumulation_is_exact=exact,
+        **more,
     )
 
 
@@ -39,5 +46,3 @@ class TestContract(MethodContract):
         case("dcl-queue", DCL_QUEUE, {"encoder": PLAIN, **QUEUE}),
         case("dcl-v3", DCL_V3, {"encoder": PLAIN, **V3}),
     ]
-
-

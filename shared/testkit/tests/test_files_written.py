@@ -5,11 +5,14 @@ import wave
 import numpy as np
 import pytest
 import rasterio
-from mc_testkit.files import write_broken_image, write_geotiff, write_image, write_image_folder, write_text, write_wav
 from PIL import Image
 
+from mc_testkit.files import write_broken_image, write_geotiff, write_image, write_image_folder, write_text, write_wav
 
-@pytest.mark.parametrize(("suffix", "mode"), [(".png", "RGB"), (".jpg", "L"), (".png", "RGBA"), (".png", "P"), (".tif", "I;16")])
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [(".png", "RGB"), (".jpg", "L"), (".png", "RGBA"), (".png", "P"), (".tif", "I;16")]
+)
 def test_images(tmp_path, suffix, mode):
     path = write_image(tmp_path / f"a{suffix}", size=(20, 10), mode=mode)
     with Image.open(path) as image:
@@ -51,7 +54,12 @@ def test_geotiff(tmp_path, dtype, bands):
     path = write_geotiff(tmp_path / "a.tif", values, nodata=99, origin=(400_000, 5_000_000), pixel=2.5)
     with rasterio.open(path) as file:
         assert file.crs.to_epsg() == 32633
-        assert (file.transform.a, file.transform.e, file.transform.c, file.transform.f) == (2.5, -2.5, 400_000, 5_000_000)
+        assert (file.transform.a, file.transform.e, file.transform.c, file.transform.f) == (
+            2.5,
+            -2.5,
+            400_000,
+            5_000_000,
+        )
         assert file.nodata == 99
         np.testing.assert_array_equal(file.read(), values)
 

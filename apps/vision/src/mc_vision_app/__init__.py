@@ -11,7 +11,6 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code."""
     from mc_core.cli import run_app
-
     from mc_vision_app.app import run
 
     sys.exit(run_app(run, arguments))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
+
 from mc_core.cli import call_app
 from mc_core.engine.config import Fit
 from mc_vision import __version__

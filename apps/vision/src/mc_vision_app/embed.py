@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
 from mc_core.cli import Clock, print_json
 from mc_core.errors import ConfigError
 from mc_core.files import atomic_path, read_json, write_json
 from mc_core.optional import require
 from mc_vision.data import ImageSource, open_source
 from mc_vision.evaluation import batches_of_features
-from rich.console import Console
-from rich.progress import Progress
-
 from mc_vision_app.runs import OpenedRun, open_run, pick_device
 
 _log = logging.getLogger("mc_core")
@@ -25,7 +25,15 @@ _PART = 4096  # images in a part; what is lost at most when the process is kille
 
 
 def run_embed(
-    run: Path, *, data: str, out: Path, batch_size: int, size: int | None, workers: int | None, device: str, as_json: bool
+    run: Path,
+    *,
+    data: str,
+    out: Path,
+    batch_size: int,
+    size: int | None,
+    workers: int | None,
+    device: str,
+    as_json: bool,
 ) -> Path:
     """Embed, and say where the result is."""
     if out.suffix not in (".parquet", ".npz"):
@@ -54,7 +62,10 @@ def run_embed(
     if as_json:
         print_json(fields)
     else:
-        print(f"{count} images × {fields['dim']} features → {out}" + (f" ({len(unread)} unreadable left out)" if unread else ""))
+        print(
+            f"{count} images × {fields['dim']} features → {out}"
+            + (f" ({len(unread)} unreadable left out)" if unread else "")
+        )
     return out
 
 
@@ -70,7 +81,14 @@ def _take_up(parts: Path, identity: dict[str, Any]) -> int:
 
 
 def _write_parts(
-    opened: OpenedRun, source: ImageSource, parts: Path, start: int, *, batch_size: int, size: int | None, workers: int | None
+    opened: OpenedRun,
+    source: ImageSource,
+    parts: Path,
+    start: int,
+    *,
+    batch_size: int,
+    size: int | None,
+    workers: int | None,
 ) -> list[tuple[str, str]]:
     """One npz file per part, named ``first-end``, written whole or not at all."""
     data = opened.eval_data(source, size)
@@ -82,7 +100,12 @@ def _write_parts(
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding", total=len(source), completed=start)
         stream = batches_of_features(
-            lambda batch: opened.encoder(batch["image"]), data, batch_size=batch_size, workers=workers, device=device, start=start
+            lambda batch: opened.encoder(batch["image"]),
+            data,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            start=start,
         )
         for batch, features in stream:
             bad = batch.get("bad", [])
@@ -94,7 +117,9 @@ def _write_parts(
             bar.advance(task, seen)
             if held and (done - begin >= _PART or done == len(source)):
                 with atomic_path(parts / f"{begin:012d}-{done:012d}.npz") as draft, draft.open("wb") as file:
-                    np.savez(file, index=np.concatenate([i for i, _ in held]), features=np.concatenate([f for _, f in held]))
+                    np.savez(
+                        file, index=np.concatenate([i for i, _ in held]), features=np.concatenate([f for _, f in held])
+                    )
                 held, begin = [], done
     return unread
 

@@ -5,19 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from mc_core.cli import Clock, Result, Status
 from mc_core.errors import ConfigError
 from mc_vision.data import ImageSource, open_source, split_source
 from mc_vision.data.source import align_labels
 from mc_vision.encoders import TimmEncoder
 from mc_vision.evaluation import encoder_of, knn, linear, need_labels, raw_pixels
-
 from mc_vision_app.runs import OpenedRun, open_run, pick_device
 
 
-
 def run_evaluate(
-    run: Path, *, data: str | None, test: str | None, protocol: str, k: int, size: int | None, seed: int, device: str, as_json: bool
+    run: Path,
+    *,
+    data: str | None,
+    test: str | None,
+    protocol: str,
+    k: int,
+    size: int | None,
+    seed: int,
+    device: str,
+    as_json: bool,
 ) -> Result:
     """Evaluate and print."""
     clock = Clock()

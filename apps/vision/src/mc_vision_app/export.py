@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import torch
+
 from mc_core.cli import print_json
 from mc_core.errors import ConfigError
 from mc_core.export import export_onnx, save_model
 from mc_vision.encoders import save_timm_checkpoint
-
 from mc_vision_app.runs import open_run
 
 
@@ -30,13 +30,21 @@ def run_export(run: Path, *, format: str, out: Path | None, size: int | None, as
         side = size or encoder.config.image_size or 224
         example = torch.rand(2, encoder.config.channels, side, side)
         report = export_onnx(encoder, example, target)
-        fields |= {"max_abs_difference": report.max_abs_difference, "opset": report.opset, "input": list(example.shape[1:])}
+        fields |= {
+            "max_abs_difference": report.max_abs_difference,
+            "opset": report.opset,
+            "input": list(example.shape[1:]),
+        }
         note = f"parity with PyTorch: largest difference {report.max_abs_difference:.1e}, input (batch, {', '.join(map(str, example.shape[1:]))})"
     else:
         if target.exists() and any(target.iterdir()):
             raise ConfigError(f"{target} exists and is not empty; name another folder with --out")
         recipe = opened.recipe
-        card = {"method": recipe.system if recipe else "unknown", "backbone": encoder.config.backbone, "steps": opened.step}
+        card = {
+            "method": recipe.system if recipe else "unknown",
+            "backbone": encoder.config.backbone,
+            "steps": opened.step,
+        }
         save_model(encoder, target, card=card)
         if (run / "recipe.yaml").exists():
             shutil.copy(run / "recipe.yaml", target / "recipe.yaml")

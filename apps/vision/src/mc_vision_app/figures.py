@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import torch
-from mc_vision.evaluation import Encode, extract_features
-from mc_vision.transforms import EvalDataset
 from PIL import Image, ImageDraw
 from torch.nn.functional import normalize
 
+from mc_vision.evaluation import Encode, extract_features
+from mc_vision.transforms import EvalDataset
+
 
 def neighbour_sheet(
-    encode: Encode, data: EvalDataset, *, queries: int = 6, neighbours: int = 7, cell: int = 80, device: torch.device | None = None
+    encode: Encode,
+    data: EvalDataset,
+    *,
+    queries: int = 6,
+    neighbours: int = 7,
+    cell: int = 80,
+    device: torch.device | None = None,
 ) -> Image.Image:
     """Rows of a query and its nearest neighbours by cosine similarity of frozen features.
 

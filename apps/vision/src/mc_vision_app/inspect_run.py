@@ -45,7 +45,11 @@ def _shown(value: Any) -> str:
 
 def _encoder(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
-    return {"encoder": str(folder), **{k: v for k, v in config.items() if not isinstance(v, dict)}, **config.get("config", {})}
+    return {
+        "encoder": str(folder),
+        **{k: v for k, v in config.items() if not isinstance(v, dict)},
+        **config.get("config", {}),
+    }
 
 
 def _run(folder: Path) -> dict[str, Any]:
@@ -74,7 +78,9 @@ def _run(folder: Path) -> dict[str, Any]:
         lines = read_jsonl(metrics)
         last: dict[str, Any] = {}
         for line in lines:
-            last |= {name: value for name, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+            last |= {
+                name: value for name, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)
+            }
         found["last_metrics"] = last
     if (folder / "result.json").exists():
         found["result"] = read_json(folder / "result.json")

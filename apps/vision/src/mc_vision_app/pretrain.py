@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
+
 from mc_core.cli import Clock, Result, Status, given_fields
 from mc_core.engine import Fit, Method, fit
 from mc_core.errors import ConfigError, DataError
@@ -19,8 +21,6 @@ from mc_vision.evaluation import encoder_of, instance_retrieval, knn, raw_pixels
 from mc_vision.methods import METHODS
 from mc_vision.recipe import Recipe, ViewOptions, resolve_recipe
 from mc_vision.transforms import EvalDataset, ViewDataset, view_sheet
-from pydantic import BaseModel
-
 from mc_vision_app.figures import neighbour_sheet
 
 SAMPLE = "digit-scenes"
@@ -111,7 +111,8 @@ def _sources(options: PretrainOptions, recipe: Recipe[Any]) -> tuple[ImageSource
             return embedded_sample()
     channels = recipe.method.encoder.channels
     with Status(f"reading {options.data}"):
-        source = open_source(options.data, labels=options.labels, channels=channels)
+        side = recipe.views.views().min_side
+        source = open_source(options.data, labels=options.labels, channels=channels, min_side=side)
     held = round(options.holdout * len(source))
     if held < 2:
         return source, None
@@ -150,7 +151,12 @@ def pretrain(
         return Result("", 0.0, {}, run=run_dir, seconds=0.0)
     with Status("measuring beside the baselines"):
         metric, scores = measure(recipe, result.method, train, test)
-    more = {"training_seconds": round(result.seconds, 1), "steps": result.step, "images": len(train), "bad_images": result.bad_samples}
+    more = {
+        "training_seconds": round(result.seconds, 1),
+        "steps": result.step,
+        "images": len(train),
+        "bad_images": result.bad_samples,
+    }
     baselines = {name: value for name, value in scores.items() if name != "trained"}
     found = Result(metric, scores["trained"], baselines, run=run_dir, seconds=clock.seconds(), more=more)
     found.write(run_dir)
@@ -162,7 +168,9 @@ def pretrain(
             device = next(result.method.parameters()).device
             sheet = neighbour_sheet(encode, _eval_data(recipe, test, train), device=device)
             sheet.save(run_dir / "neighbours.png")
-            figures.append(("Held-out images (left) and their nearest neighbours among the others", run_dir / "neighbours.png"))
+            figures.append(
+                ("Held-out images (left) and their nearest neighbours among the others", run_dir / "neighbours.png")
+            )
         report = write_report(run_dir, title=f"{run_dir.name}: {recipe.system}", result=found.fields, figures=figures)
     found.fields["report"] = str(report)
     found.show(as_json=as_json, title=f"{recipe.system}, {recipe.method.encoder.backbone}, {len(train)} images")
@@ -196,5 +204,7 @@ def measure(
     if len(source) < 2:
         raise DataError("fewer than two images to measure on")
     views = recipe.views.views()
-    scores = instance_retrieval(encoders, source, views, seed=seed + 1, channels=recipe.method.encoder.channels, device=device)
+    scores = instance_retrieval(
+        encoders, source, views, seed=seed + 1, channels=recipe.method.encoder.channels, device=device
+    )
     return f"other_view_recall_at_1_{where}", scores

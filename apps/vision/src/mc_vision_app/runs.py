@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.errors import CheckpointError, DataError
 from mc_core.export import load_model
@@ -54,7 +55,9 @@ def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
         CheckpointError: what is there cannot be read.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such run folder; `mc-vision pretrain` makes them, under runs/ unless --out says otherwise")
+        raise DataError(
+            f"{folder}: no such run folder; `mc-vision pretrain` makes them, under runs/ unless --out says otherwise"
+        )
     recipe = resolve_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
     step: int | None = None
     if recipe is None:
@@ -68,7 +71,9 @@ def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
     else:
         state = CheckpointFolder(folder / "checkpoints").load_newest()
         if state is None:
-            raise CheckpointError(f"{folder} holds no model and no checkpoint yet: let `mc-vision pretrain` go on for a while")
+            raise CheckpointError(
+                f"{folder} holds no model and no checkpoint yet: let `mc-vision pretrain` go on for a while"
+            )
         method = METHODS.method_class(recipe.system)(recipe.method)
         method.load_state_dict(state["method"])
         encoder, step = method.encoder, int(state["step"])

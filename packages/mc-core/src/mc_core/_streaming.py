@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mc_core.errors import RunError
 
-# Logits of one chunk: few enough for a CPU's cache, enough to outweigh starting its threads or a GPU's kernels.
+# Logits of one chunk (per thread, up to four, on a CPU): few enough for the cache of a CPU and for memory, enough to
+# outweigh starting threads or kernels.
 _CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 22}
 _CHUNK_ROWS_MIN = 512
 # Softmax weights up to this size are kept for the gradient of the keys, which saves recomputing them.
@@ -75,7 +76,9 @@ class _Chunks:
         self.query, self.keys, self.dtype, self.diagonal = query_BD.to(dtype), keys_KD, dtype, diagonal
         self.query_ids, self.key_ids = query_ids_B, key_ids_K
         batch, self.count = len(query_BD), len(keys_KD)
-        elements = _CHUNK_ELEMENTS.get(query_BD.device.type, _CHUNK_ELEMENTS["cuda"])
+        device = query_BD.device.type
+        elements = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"])
+        elements *= min(torch.get_num_threads(), 4) if device == "cpu" else 1
         rows = self.count if whole else min(self.count, max(_CHUNK_ROWS_MIN, elements // batch))
         self.rows = max(rows, 1)
         self.logits = query_BD.new_empty(batch * self.rows)

@@ -56,7 +56,9 @@ class CachedGradients:
 
         The share is multiplied by the number of micro-batches, because the engine averages over them.
         """
-        pull = sum(((z * g.to(z.dtype)).sum() for z, g in zip(embeddings, self.gradients[micro], strict=True)), torch.zeros(()))
+        pull = sum(
+            ((z * g.to(z.dtype)).sum() for z, g in zip(embeddings, self.gradients[micro], strict=True)), torch.zeros(())
+        )
         pull = pull * len(self.gradients)
         return self.loss + (pull - pull.detach())
 

@@ -72,7 +72,9 @@ def _option_problem(error: Any, arguments: Sequence[str]) -> str:
     problem = error.errors()[0]
     field = ".".join(str(part) for part in problem["loc"])
     flag = field.replace("_", "-")
-    typed = next((a.partition("=")[0] for a in arguments if a.startswith("--") and a.partition("=")[0].endswith(flag)), field)
+    typed = next(
+        (a.partition("=")[0] for a in arguments if a.startswith("--") and a.partition("=")[0].endswith(flag)), field
+    )
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (given {given!r})" if field and not isinstance(given, (dict, list)) else ""
@@ -110,7 +112,9 @@ def run_app(run: Callable[[Sequence[str]], Any], arguments: Sequence[str] | None
 
 
 def _say(text: str, code: int) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(' '.join(text.split()))}", highlight=False)
+    Console(stderr=True, soft_wrap=True).print(
+        f"[bold red]error:[/] {_escape(' '.join(text.split()))}", highlight=False
+    )
     return code
 
 
@@ -123,7 +127,9 @@ def _escape(text: str) -> str:
 def show_log(level: int = logging.INFO) -> None:
     """Send the project's log to standard error, in plain short lines."""
     if not any(isinstance(handler, RichHandler) for handler in _log.handlers):
-        handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False, markup=False)
+        handler = RichHandler(
+            console=Console(stderr=True), show_time=False, show_path=False, show_level=False, markup=False
+        )
         _log.addHandler(handler)
         _log.propagate = False
     _log.setLevel(level)
@@ -193,7 +199,9 @@ class Result:
             print_json(self.fields)
             return
         rows = [("trained", self.fields["trained"]), *self.fields["baselines"].items()]
-        print_table(title, [self.fields["metric"], "value"], [(name.replace("_", " "), f"{value:.3f}") for name, value in rows])
+        print_table(
+            title, [self.fields["metric"], "value"], [(name.replace("_", " "), f"{value:.3f}") for name, value in rows]
+        )
 
 
 def print_json(fields: Mapping[str, Any]) -> None:

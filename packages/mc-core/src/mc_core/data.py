@@ -164,7 +164,9 @@ class _Fetch(torch.utils.data.Dataset):  # type: ignore[type-arg]
             batch["bad"] = bad
         return batch
 
-    def _sample(self, epoch: int, index: int, slot: int, indices: list[int], bad: list[tuple[int, str, str]]) -> Mapping[str, Any]:
+    def _sample(
+        self, epoch: int, index: int, slot: int, indices: list[int], bad: list[tuple[int, str, str]]
+    ) -> Mapping[str, Any]:
         for attempt in range(_RETRIES):
             try:
                 sample = self.data.get(index, sample_rng(self.seed, epoch, index, stream=attempt))
@@ -174,7 +176,9 @@ class _Fetch(torch.utils.data.Dataset):  # type: ignore[type-arg]
             else:
                 indices[slot] = index
                 return sample
-        raise DataError(f"{_RETRIES} unreadable samples in a row, the last {bad[-1][1]}: {bad[-1][2]}; is this the right data?")
+        raise DataError(
+            f"{_RETRIES} unreadable samples in a row, the last {bad[-1][1]}: {bad[-1][2]}; is this the right data?"
+        )
 
 
 def stack_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -336,4 +340,8 @@ class TensorData:
 
     def describe(self) -> dict[str, Any]:
         """Names, shapes and count."""
-        return {"kind": "tensors", "count": len(self), "shapes": {n: list(t.shape[1:]) for n, t in self.tensors.items()}}
+        return {
+            "kind": "tensors",
+            "count": len(self),
+            "shapes": {n: list(t.shape[1:]) for n, t in self.tensors.items()},
+        }

@@ -199,9 +199,8 @@ def export_onnx(
                 f"{path} was not written: onnxruntime and torch differ by {difference:.3g}, more than the tolerance "
                 f"{tolerance:g}; raise tolerance if that is acceptable, or try another opset than {opset}"
             )
-        for file in sorted(
-            work.iterdir(), key=lambda file: file == draft
-        ):  # the data first, the model that names it last
+        # Weights that lie beside the model go first, the model that names them last.
+        for file in sorted(work.iterdir(), key=lambda file: file == draft):
             with atomic_path(path.parent / file.name) as target:
                 file.replace(target)
     return OnnxReport(path, difference, providers, written_opset)

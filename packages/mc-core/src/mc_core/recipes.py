@@ -43,7 +43,9 @@ def load_recipe(package: str, name: str | Path) -> dict[str, Any]:
     else:
         names = recipe_names(package)
         if str(name) not in names:
-            raise ConfigError(f"no recipe named '{name}': did you mean {closest(str(name), names)}? (or give a .yaml file)")
+            raise ConfigError(
+                f"no recipe named '{name}': did you mean {closest(str(name), names)}? (or give a .yaml file)"
+            )
         text = (importlib.resources.files(package) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
         source = f"recipe {name}"
     try:

@@ -319,7 +319,7 @@ def moco_v3_vit(name: str, *, image_size: int | tuple[int, int] | None = None, c
         vit.pos_embed[:, 0] = 0
         vit.pos_embed[:, 1:] = sincos_positions(height // shape.patch, width // shape.patch, shape.dim)
     vit.pos_embed.requires_grad_(False)
-    pass
+    vit.patch_embed.proj.requires_grad_(False)
     return vit
 
 

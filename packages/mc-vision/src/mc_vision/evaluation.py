@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from mc_core.data import finish_on_device, in_order, to_device
 from mc_core.errors import DataError
 from mc_core.evaluation import knn_accuracy, linear_probe, retrieval_metrics
-from torch import Tensor, nn
-
 from mc_vision.data import ImageSource
 from mc_vision.transforms import EvalDataset, ViewDataset
 from mc_vision.transforms_config import Views
@@ -47,7 +47,13 @@ class Features:
 
 @torch.no_grad()
 def batches_of_features(
-    encode: Encode, data: EvalDataset, *, batch_size: int = 256, workers: int | None = None, device: torch.device, start: int = 0
+    encode: Encode,
+    data: EvalDataset,
+    *,
+    batch_size: int = 256,
+    workers: int | None = None,
+    device: torch.device,
+    start: int = 0,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """(batch, (B, D) features on the CPU) in order, for callers that write as they go."""
     for batch in in_order(data, batch_size=batch_size, workers=workers, start=start):
@@ -58,7 +64,12 @@ def batches_of_features(
 
 
 def extract_features(
-    encode: Encode, data: EvalDataset, *, batch_size: int = 256, workers: int | None = None, device: torch.device | None = None
+    encode: Encode,
+    data: EvalDataset,
+    *,
+    batch_size: int = 256,
+    workers: int | None = None,
+    device: torch.device | None = None,
 ) -> Features:
     """Features of all readable images.
 
@@ -99,7 +110,9 @@ def raw_pixels(batch: dict[str, Any]) -> Tensor:
     """The baseline that sees nothing but pixels: the image shrunk to at most 32×32, flattened, its mean taken out."""
     image = batch["image"]
     if max(image.shape[-2:]) > RAW_SIDE:
-        image = nn.functional.interpolate(image, size=(RAW_SIDE, RAW_SIDE), mode="bilinear", antialias=True, align_corners=False)
+        image = nn.functional.interpolate(
+            image, size=(RAW_SIDE, RAW_SIDE), mode="bilinear", antialias=True, align_corners=False
+        )
     flat = image.flatten(1)
     return flat - flat.mean(dim=1, keepdim=True)
 
@@ -132,7 +145,9 @@ def knn(
         asked = extract_features(encode, test, device=device, workers=workers)
         assert bank.labels is not None
         assert asked.labels is not None
-        scores[name] = float(knn_accuracy(bank.values, bank.labels, asked.values, asked.labels, k=k, temperature=temperature))
+        scores[name] = float(
+            knn_accuracy(bank.values, bank.labels, asked.values, asked.labels, k=k, temperature=temperature)
+        )
     return scores
 
 
@@ -188,4 +203,3 @@ def instance_retrieval(
         a, b = torch.cat(first), torch.cat(second)
         scores[name] = float(retrieval_metrics(a @ b.T, torch.arange(len(a)), ks=(1,))["recall@1"])
     return scores
-

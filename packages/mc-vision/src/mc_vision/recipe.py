@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from mc_core.engine.config import Fit, StrictModel
-from mc_core.recipes import load_recipe, merge, validated
 from pydantic import BaseModel, Field
 
+from mc_core.engine.config import Fit, StrictModel
+from mc_core.recipes import load_recipe, merge, validated
 from mc_vision.methods import METHODS
 from mc_vision.transforms_config import View, Views, views_preset
 

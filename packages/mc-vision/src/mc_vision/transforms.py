@@ -3,7 +3,7 @@
 The same operations with the same distribution run in two places. On a *worker*, one image at a time: PIL cuts and
 resizes, the rest is the batched code on a batch of one (at 224 pixels as fast as the operations of PIL or torchvision).
 On the *device* of the batch, all samples at once: from crops that the workers cut or, when the images lie in memory as
-one array, from the whole images. Every random number is a function of (seed, epoch, sample index, view), so that no view
+one array, from the whole images. Each random number is a function of (seed, epoch, sample index, view), so that no view
 depends on its batch, worker or process.
 
 Deviations from torchvision's transforms: pixels just outside the crop, where there are any, take part in its resize (as

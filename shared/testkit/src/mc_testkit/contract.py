@@ -21,12 +21,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from mc_core.data import Dataset, StepPlan, finish_on_device, step_loader
 from mc_core.engine import Fit, Method, Progress, RunResult, fit
 from mc_core.errors import CheckpointError, CollapseError, NonFiniteError
 from mc_core.momentum import MomentumEncoder
 from mc_core.queue import FeatureQueue
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,9 @@ class MethodContract:
                 newest = queues[0].in_order()[0][-settings.batch_size :]
                 torch.testing.assert_close(newest, output.features["key"], rtol=0, atol=0)
 
-    def test_one_moving_average_per_optimizer_step(self, case: MethodCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_moving_average_per_optimizer_step(
+        self, case: MethodCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Also under accumulation; and it is θk ← m·θk + (1−m)·θq with the weights after the step."""
         calls: list[int] = []
         update = MomentumEncoder.update
@@ -296,7 +299,9 @@ class MethodContract:
         losses = [line["loss"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
         quarter = len(losses) // 4
         first, last = sum(losses[quarter : 2 * quarter]) / quarter, sum(losses[-quarter:]) / quarter
-        assert last < first - case.falls_by, f"mean loss {first:.3f} in the second quarter of the run, {last:.3f} in the last"
+        assert last < first - case.falls_by, (
+            f"mean loss {first:.3f} in the second quarter of the run, {last:.3f} in the last"
+        )
 
     def test_collapse_is_detected(self, case: MethodCase, tmp_path: Path) -> None:
         """Constant features stop the run with a message that says so."""
@@ -333,7 +338,9 @@ class MethodContract:
         batch = self.evaluation_batch(case)
         with torch.no_grad():
             features = method.encode(batch)
-            half = method.encode({name: value[:2] if isinstance(value, Tensor) else value for name, value in batch.items()})
+            half = method.encode(
+                {name: value[:2] if isinstance(value, Tensor) else value for name, value in batch.items()}
+            )
         assert features.ndim == 2
         assert torch.isfinite(features).all()
         torch.testing.assert_close(features[:2], half, rtol=1e-4, atol=1e-5)

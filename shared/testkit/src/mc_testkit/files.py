@@ -34,7 +34,9 @@ def write_image(path: Path, *, size: tuple[int, int] = (40, 32), seed: int = 0, 
     return path
 
 
-def write_image_folder(folder: Path, *, classes: Sequence[str] = ("cat", "dog"), each: int = 6, suffix: str = ".png") -> Path:
+def write_image_folder(
+    folder: Path, *, classes: Sequence[str] = ("cat", "dog"), each: int = 6, suffix: str = ".png"
+) -> Path:
     """A class-folder tree ``folder/<class>/<nnn><suffix>``."""
     for c, name in enumerate(classes):
         for i in range(each):

@@ -6,6 +6,9 @@ import importlib
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
 from mc_core.accumulation import CachedGradients, cache_gradients, first_pass, replay
 from mc_core.data import TensorData
 from mc_core.distributed import gather_rows_with_grad, rank
@@ -13,8 +16,6 @@ from mc_core.engine import Method, Progress, StepOutput
 from mc_core.losses import decoupled_info_nce, info_nce
 from mc_core.momentum import MomentumEncoder
 from mc_core.queue import FeatureQueue
-from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 
 def build_from(method: str, config: str, fields: dict[str, Any]) -> Method:
@@ -137,7 +138,9 @@ class ToyDCL(Method):
         """This micro-batch's share."""
         with replay(progress, batch):
             a, b = self.embed(batch)
-        return StepOutput(prepared.surrogate(int(batch["micro"]), (a, b)), {}, {"query": a.detach(), "other": b.detach()})
+        return StepOutput(
+            prepared.surrogate(int(batch["micro"]), (a, b)), {}, {"query": a.detach(), "other": b.detach()}
+        )
 
     def encode(self, batch: dict[str, Any]) -> Tensor:
         """(B, 8) features of ``view_1``."""

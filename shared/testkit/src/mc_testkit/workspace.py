@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Libraries of one field that the core must not import, not even lazily through another module of ours.
-_FIELD_LIBRARIES = ("timm", "torchvision", "transformers", "rasterio", "neurokit2", "tree_sitter", "sentence_transformers", "pydicom")
+_FIELD_LIBRARIES = (
+    "timm",
+    "torchvision",
+    "transformers",
+    "rasterio",
+    "neurokit2",
+    "tree_sitter",
+    "sentence_transformers",
+    "pydicom",
+)
 
 
 @dataclass(frozen=True)

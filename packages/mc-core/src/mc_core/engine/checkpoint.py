@@ -53,7 +53,9 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     """The fields in which two fingerprints differ, as ``name: saved → wanted``, leaving out what may differ."""
     old, new = flatten(saved), flatten(wanted)
     names = [name for name in sorted(old.keys() | new.keys()) if name not in _FREE]
-    return [f"{n}: {old.get(n, 'absent')!r} → {new.get(n, 'absent')!r}" for n in names if old.get(n, ...) != new.get(n, ...)]
+    return [
+        f"{n}: {old.get(n, 'absent')!r} → {new.get(n, 'absent')!r}" for n in names if old.get(n, ...) != new.get(n, ...)
+    ]
 
 
 class CheckpointFolder:
@@ -98,5 +100,7 @@ class CheckpointFolder:
                 raise CheckpointError(f"{path}: checkpoint format {state.get('format')}, this version reads {FORMAT}")
             return state
         if problems:
-            raise CheckpointError(f"no readable checkpoint in {self.folder}: {problems[0]}; remove the folder to start anew")
+            raise CheckpointError(
+                f"no readable checkpoint in {self.folder}: {problems[0]}; remove the folder to start anew"
+            )
         return None

@@ -51,14 +51,18 @@ class Distribution:
         self._plain: Method | None = None
         if self.fsdp:
             if self.world_size == 1 and not torch.distributed.is_initialized():
-                raise ConfigError("fit.strategy fsdp needs several processes: start with torchrun --nproc-per-node N, or use auto")
+                raise ConfigError(
+                    "fit.strategy fsdp needs several processes: start with torchrun --nproc-per-node N, or use auto"
+                )
             self._plain = copy.deepcopy(self.method).to("cpu")
             _shard(self.method, fit)
             self.wrapped: nn.Module = self.method
         elif self.world_size > 1:
             exclude_from_ddp(self.method)
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.wrapped = nn.parallel.DistributedDataParallel(self.method, device_ids=ids, gradient_as_bucket_view=True)
+            self.wrapped = nn.parallel.DistributedDataParallel(
+                self.method, device_ids=ids, gradient_as_bucket_view=True
+            )
         else:
             self.wrapped = self.method
         if fit.compile:
@@ -94,7 +98,9 @@ class Distribution:
             return _sharded_state(self.method), _sharded_state(self.method, optimizer)
         return self.method.state_dict(), _by_name(self.method, optimizer, optimizer.state_dict())
 
-    def load(self, optimizer: torch.optim.Optimizer, method_state: dict[str, Any], optimizer_state: dict[str, Any]) -> None:
+    def load(
+        self, optimizer: torch.optim.Optimizer, method_state: dict[str, Any], optimizer_state: dict[str, Any]
+    ) -> None:
         """Load what :meth:`state` gave, on any number of processes and under any strategy."""
         if self.fsdp:
             _load_sharded(self.method, optimizer, method_state, optimizer_state)

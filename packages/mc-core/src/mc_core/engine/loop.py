@@ -102,7 +102,12 @@ def fit(
         fit = fit.model_copy(update={"epochs": 100})
     accelerator = make_accelerator(fit)
     plan = StepPlan(
-        len(train_data), fit.batch_size, fit.seed, accelerator.process_index, accelerator.num_processes, fit.accumulation
+        len(train_data),
+        fit.batch_size,
+        fit.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        fit.accumulation,
     )
     main = accelerator.is_main_process
     run_dir = Path(run_dir)
@@ -258,7 +263,9 @@ class _Loop:
                         self.watch.read()
                         line |= self.log_line(loss_sum / loss_steps, metrics, rate.read())
                         loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
-                        bar.note(f"epoch {line['epoch']:.1f}  loss {line['loss']:.3f}  {line['samples_per_second']:.0f}/s")
+                        bar.note(
+                            f"epoch {line['epoch']:.1f}  loss {line['loss']:.3f}  {line['samples_per_second']:.0f}/s"
+                        )
                     if last or (ends_epoch and fit.evaluate_every and progress.epoch % fit.evaluate_every == 0):
                         line |= self.evaluate()
                         rate.read()
@@ -298,7 +305,9 @@ class _Loop:
         """One optimizer step: (mean loss, metrics, features of the last micro-batch)."""
         fit, progress, distribution = self.fit, self.progress, self.distribution
         _seed_everything(derive_seed(fit.seed, progress.step, distribution.rank, 0x57E9))
-        rate = fit.lr_at_batch() * learning_rate_factor(fit, progress.step, progress.steps_per_epoch, progress.total_steps)
+        rate = fit.lr_at_batch() * learning_rate_factor(
+            fit, progress.step, progress.steps_per_epoch, progress.total_steps
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         count = fit.accumulation
@@ -388,7 +397,11 @@ class _Loop:
         if self.main:
             module = method.export_module()
             if module is not None:
-                card = {"method": type(method).__name__, "steps": self.progress.step, "samples": self.progress.samples_seen}
+                card = {
+                    "method": type(method).__name__,
+                    "steps": self.progress.step,
+                    "samples": self.progress.samples_seen,
+                }
                 save_model(module, self.run_dir / "model", card=card)
         self.distribution.accelerator.wait_for_everyone()
 

@@ -125,7 +125,9 @@ class Method(nn.Module):
         Returns:
             One or two groups, each ``{"params": …, "weight_decay": …}``.
         """
-        frozen = {id(p) for module in self.modules() if isinstance(module, MomentumEncoder) for p in module.parameters()}
+        frozen = {
+            id(p) for module in self.modules() if isinstance(module, MomentumEncoder) for p in module.parameters()
+        }
         trainable = [p for p in self.parameters() if p.requires_grad and id(p) not in frozen]
         if decay_1d:
             return [{"params": trainable, "weight_decay": weight_decay}]
@@ -146,5 +148,7 @@ def mean_metrics(outputs: Sequence[StepOutput]) -> dict[str, Tensor | float]:
         if all(isinstance(value, (int, float)) for value in values):
             result[name] = float(sum(values)) / len(values)
         else:
-            result[name] = torch.stack([torch.as_tensor(value, dtype=torch.float32).detach() for value in values]).mean()
+            result[name] = torch.stack(
+                [torch.as_tensor(value, dtype=torch.float32).detach() for value in values]
+            ).mean()
     return result

@@ -34,7 +34,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(f"cannot write to the run folder {run_dir}: {error.strerror}; choose another place") from error
+        raise ConfigError(
+            f"cannot write to the run folder {run_dir}: {error.strerror}; choose another place"
+        ) from error
     try:
         try:
             import fcntl
@@ -44,7 +46,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"another process is writing to {run_dir}; wait for it or choose another run folder") from error
+            raise ConfigError(
+                f"another process is writing to {run_dir}; wait for it or choose another run folder"
+            ) from error
         yield
     finally:
         os.close(handle)

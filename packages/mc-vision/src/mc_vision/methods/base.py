@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mc_core.engine.method import Batch, Method
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mc_core.engine.method import Batch, Method
 from mc_vision.encoders import TimmEncoder
 
 

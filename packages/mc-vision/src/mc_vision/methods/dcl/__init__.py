@@ -6,7 +6,7 @@ from mc_core.lazy import attach
 
 if TYPE_CHECKING:
     from mc_vision.methods.dcl.config import DCLConfig, DCLQueueConfig, DCLV3Config
-    from mc_vision.methods.dcl.model import DCL, DCLQueue, DCLV3
+    from mc_vision.methods.dcl.model import DCL, DCLV3, DCLQueue
 
 __all__ = ["DCL", "DCLV3", "DCLConfig", "DCLQueue", "DCLQueueConfig", "DCLV3Config"]
 

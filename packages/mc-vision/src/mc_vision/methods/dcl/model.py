@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from mc_core.accumulation import CachedGradients, cache_gradients, first_pass, replay
 from mc_core.distributed import gather_rows, gather_rows_with_grad, rank
 from mc_core.engine.method import Batch, Progress, StepOutput
@@ -31,8 +33,6 @@ from mc_core.losses import (
     npc_multiplier,
     two_view_terms,
 )
-from torch import Tensor, nn
-
 from mc_vision.encoders import TimmEncoder
 from mc_vision.methods.base import ImageMethod, detached, ids_of, unit
 from mc_vision.methods.dcl.config import DCLConfig, DCLQueueConfig, DCLV3Config
@@ -52,7 +52,9 @@ def decoupled_loss(
     """
     if config.loss != "dclw":
         return decoupled_from_terms(terms)
-    own, everyone = (similarity.detach(), all_similarity.detach()) if config.detach_weight else (similarity, all_similarity)
+    own, everyone = (
+        (similarity.detach(), all_similarity.detach()) if config.detach_weight else (similarity, all_similarity)
+    )
     weights = dclw_weights(own, config.sigma, all_similarity=everyone, weight_min=config.weight_min)
     return decoupled_from_terms(terms, weights=weights, positive=similarity / config.temperature)
 

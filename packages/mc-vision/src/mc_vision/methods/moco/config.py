@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mc_core.engine.config import StrictModel
-from mc_core.momentum_schedule import MomentumSchedule
 from pydantic import Field
 
+from mc_core.engine.config import StrictModel
+from mc_core.momentum_schedule import MomentumSchedule
 from mc_vision.encoders_config import EncoderConfig
 
 

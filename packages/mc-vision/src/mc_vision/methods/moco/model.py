@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from mc_core.distributed import gather_rows, rank, world_size
 from mc_core.engine.method import Batch, Progress, StepOutput
 from mc_core.heads import PredictionHead, ProjectionHead
@@ -34,8 +36,6 @@ from mc_core.momentum_schedule import horizon_advice
 from mc_core.norm import convert_split_batchnorm, shuffled
 from mc_core.queue import FeatureQueue
 from mc_core.random import derive_seed
-from torch import Tensor, nn
-
 from mc_vision.encoders import TimmEncoder
 from mc_vision.methods.base import ImageMethod, detached, ids_of, unit
 from mc_vision.methods.moco.config import MoCoConfig, MoCoV3Config
@@ -159,7 +159,9 @@ class MoCoV3(ImageMethod):
         super().__init__()
         self.config = config
         encoder = TimmEncoder(config.encoder)
-        projector = ProjectionHead(encoder.num_features, config.dim, kind=config.projector, hidden_dim=config.hidden_dim)
+        projector = ProjectionHead(
+            encoder.num_features, config.dim, kind=config.projector, hidden_dim=config.hidden_dim
+        )
         self.online: nn.Module = nn.Sequential(OrderedDict(encoder=encoder, projector=projector))
         self.predictor: nn.Module = PredictionHead(config.dim, kind=config.projector, hidden_dim=config.hidden_dim)
         if config.sync_bn and world_size() > 1 and torch.cuda.is_available():
@@ -185,7 +187,9 @@ class MoCoV3(ImageMethod):
             tuple(start + sum(sizes[:i]) for i in range(len(sizes))),
         )
 
-    def contrast(self, query: Tensor, keys: Tensor, offset: int, ids: Tensor | None, key_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def contrast(
+        self, query: Tensor, keys: Tensor, offset: int, ids: Tensor | None, key_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """(loss, terms): ctr(q, k) of (B, D) unit queries against (G, D) unit keys. Subclasses change the loss here."""
         terms = anchor_terms(
             query,

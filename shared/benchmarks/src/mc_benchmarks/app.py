@@ -1,0 +1,136 @@
+"""The grammar of ``mc-benchmark``. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cyclopts import App
+
+from mc_core.cli import call_app
+
+app = App(name="mc-benchmark", help="Paired benchmarks; each writes results/NAME.json and prints its table.")
+_Device = Literal["cpu", "cuda"]
+
+
+def run(arguments: Sequence[str]) -> Any:
+    """Parse and run."""
+    return call_app(app, arguments)
+
+
+@app.command
+def step_time(
+    *, repeats: int = 30, batch_size: int = 64, size: int = 64, device: _Device = "cpu", lightly: bool = True
+) -> None:
+    """A whole MoCo step beside its floor and lightly's step.
+
+    Args:
+        repeats: Rounds.
+        batch_size: Images.
+        size: Side in pixels.
+        device: Where.
+        lightly: Also time lightly's step (needs --group peers).
+    """
+    from mc_benchmarks.step_time import run_step_time
+
+    run_step_time(repeats=repeats, batch_size=batch_size, size=size, device=device, lightly=lightly)
+
+
+@app.command
+def queue_loss(*, repeats: int = 15, device: _Device = "cpu") -> None:
+    """Time and memory of the streamed queue loss beside the dense one.
+
+    Args:
+        repeats: Rounds.
+        device: Where.
+    """
+    from mc_benchmarks.queue_loss import run_queue_loss
+
+    run_queue_loss(repeats=repeats, device=device)
+
+
+@app.command
+def loader(*, images: int = 256, size: int = 224, workers: int = 2, repeats: int = 5) -> None:
+    """Images per second from JPEG files to two views, beside torchvision.
+
+    Args:
+        images: Files to write and read.
+        size: Side of the views.
+        workers: Loader processes.
+        repeats: Passes.
+    """
+    from mc_benchmarks.loader import run_loader
+
+    run_loader(images=images, size=size, workers=workers, repeats=repeats)
+
+
+@app.command
+def cifar(
+    *,
+    data: str | None = None,
+    recipe: str = "moco-v2-laptop",
+    epochs: int | None = None,
+    seeds: int = 3,
+    device: _Device = "cpu",
+    train_images: int | None = None,
+    lightly: bool = True,
+) -> None:
+    """kNN on CIFAR-10 after a laptop recipe, beside lightly at equal steps.
+
+    Args:
+        data: Folder with cifar10-train-*.parquet and cifar10-test.parquet. Default: $MC_DATA/vision.
+        recipe: Recipe of MoCo with a queue.
+        epochs: Passes over the data. Default: the recipe's.
+        seeds: Runs of each.
+        device: Where.
+        train_images: Use only the first so many.
+        lightly: Also train lightly's MoCo (needs --group peers).
+    """
+    from mc_benchmarks.cifar import run_cifar
+
+    run_cifar(
+        data=data,
+        recipe_name=recipe,
+        epochs=epochs,
+        seeds=seeds,
+        device=device,
+        train_images=train_images,
+        lightly=lightly,
+    )
+
+
+@app.command
+def cifar_gpu(
+    *,
+    data: str | None = None,
+    epochs: int = 200,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    batches: tuple[int, ...] = (32, 64, 128, 256),
+    train_images: int | None = None,
+) -> None:
+    """ResNet-18 on CIFAR-10: MoCo, and DCL beside InfoNCE at small batches. Hours on a GPU; resumable row by row.
+
+    Args:
+        data: Folder with the Parquet files. Default: $MC_DATA/vision.
+        epochs: Passes over the data.
+        device: Where; a CPU runs a short version with --epochs and --train-images.
+        batches: Batch sizes of DCL and InfoNCE.
+        train_images: Use only the first so many.
+    """
+    from mc_benchmarks.cifar_gpu import run_cifar_gpu
+
+    run_cifar_gpu(data=data, epochs=epochs, device=device, batches=batches, train_images=train_images)
+
+
+@app.command
+def tables(*files: Path, check: bool = False) -> None:
+    """Write the tables of README files from the saved results, between their ``<!-- benchmark: NAME -->`` marks.
+
+    Args:
+        files: Markdown files. Default: those of this workspace.
+        check: Change nothing; fail when a table is not what the results say.
+    """
+    from mc_benchmarks.tables import run_tables
+
+    run_tables(list(files), check=check)
