@@ -1,9 +1,11 @@
 """The training loop: what a run leaves, when it saves, how it stops, and what it refuses."""
 
+import itertools
 import json
 import os
 import signal
 import stat
+from typing import ClassVar
 
 import pytest
 import torch
@@ -259,7 +261,7 @@ def test_the_learning_rate_follows_the_schedule(tmp_path):
     rates = [line["lr"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
     peak = 0.4 * 8 / 256
     assert rates[0] < rates[1] < rates[2] < rates[3] < rates[4] == pytest.approx(peak)
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
     assert rates[-1] < 0.05 * peak
 
 
@@ -274,7 +276,7 @@ def test_clipping_bounds_the_step(tmp_path):
 
 def test_bfloat16_autocast_is_used_and_resumes(tmp_path):
     class Watched(ToyMoCo):
-        dtypes = set()
+        dtypes: ClassVar = set()
 
         def training_step(self, batch, progress, prepared=None):
             self.dtypes.add(self.online(batch["view_1"]).dtype)

@@ -206,7 +206,10 @@ class TestCommandLine:
         assert Result("mae", 1.0, {}, run="r", seconds=0, lower_is_better=True).fields["lower_is_better"] is True
 
     def test_a_closed_pipe_is_no_error(self, tmp_path):
-        script = "from mc_core.cli import run_app, print_json; import sys; sys.exit(run_app(lambda a: [print_json({'a': 'x' * 1000}) for _ in range(500)], []))"
+        script = (
+            "from mc_core.cli import run_app, print_json; import sys; "
+            "sys.exit(run_app(lambda a: [print_json({'a': 'x' * 1000}) for _ in range(500)], []))"
+        )
         done = subprocess.run(
             f'{sys.executable} -c "{script}" | head -1 > {os.devnull}',
             shell=True,

@@ -35,7 +35,8 @@ def run_export(run: Path, *, format: str, out: Path | None, size: int | None, as
             "opset": report.opset,
             "input": list(example.shape[1:]),
         }
-        note = f"parity with PyTorch: largest difference {report.max_abs_difference:.1e}, input (batch, {', '.join(map(str, example.shape[1:]))})"
+        shape = ", ".join(map(str, example.shape[1:]))
+        note = f"largest difference to PyTorch {report.max_abs_difference:.1e}; input (batch, {shape})"
     else:
         if target.exists() and any(target.iterdir()):
             raise ConfigError(f"{target} exists and is not empty; name another folder with --out")

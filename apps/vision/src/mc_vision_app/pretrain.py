@@ -6,19 +6,22 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
 
 from mc_core.cli import Clock, Result, Status, given_fields
-from mc_core.engine import Fit, Method, fit
+from mc_core.distributed import rank
+from mc_core.engine import Fit, fit
+from mc_core.engine.distribution import join_processes
 from mc_core.errors import ConfigError, DataError
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
 from mc_vision.data import ArraySource, ImageSource, open_source, split_source, take
 from mc_vision.evaluation import encoder_of, instance_retrieval, knn, raw_pixels
 from mc_vision.methods import METHODS
+from mc_vision.methods.base import ImageMethod
 from mc_vision.recipe import Recipe, ViewOptions, resolve_recipe
 from mc_vision.transforms import EvalDataset, ViewDataset, view_sheet
 from mc_vision_app.figures import neighbour_sheet
@@ -39,7 +42,7 @@ class PretrainOptions:
     backbone: str | None
     pretrained: bool | None
     image_size: int | None
-    labels: str
+    labels: Literal["auto", "none"]
     holdout: float
     max_bad: str | None
     json: bool
@@ -125,7 +128,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
-def build_method(recipe: Recipe[Any]) -> Method:
+def build_method(recipe: Recipe[Any]) -> ImageMethod:
     """The recipe's method with the initial weights its seed gives."""
     torch.manual_seed(recipe.fit.seed)
     return METHODS.method_class(recipe.system)(recipe.method)
@@ -139,18 +142,21 @@ def pretrain(
     run_dir: Path,
     clock: Clock,
     as_json: bool,
-) -> Result:
-    """Train, measure, report, and print."""
+) -> Result | None:
+    """Train, measure, report, and print; under torchrun, process 0 does the latter three and the others return None."""
+    join_processes(recipe.fit)
     views = recipe.views.views()
     channels = recipe.method.encoder.channels
     data = ViewDataset(train, views, where=recipe.views.where, channels=channels)
-    result = fit(build_method(recipe), data, fit=recipe.fit, run_dir=run_dir, recipe=recipe.model_dump(mode="json"))
+    method = build_method(recipe)
+    result = fit(method, data, fit=recipe.fit, run_dir=run_dir, recipe=recipe.model_dump(mode="json"))
 
-    main = int(torch.distributed.get_rank() == 0) if torch.distributed.is_initialized() else 1
-    if not main:
-        return Result("", 0.0, {}, run=run_dir, seconds=0.0)
+    if rank() != 0:
+        return None
+    trained = result.method
+    assert isinstance(trained, ImageMethod)
     with Status("measuring beside the baselines"):
-        metric, scores = measure(recipe, result.method, train, test)
+        metric, scores = measure(recipe, trained, train, test)
     more = {
         "training_seconds": round(result.seconds, 1),
         "steps": result.step,
@@ -164,8 +170,8 @@ def pretrain(
         figures = [("What the network sees: originals and two random views of each", run_dir / "views.png")]
         view_sheet(data, list(range(min(6, len(data)))), seed=recipe.fit.seed).save(run_dir / "views.png")
         if test is not None:
-            encode = encoder_of(result.method.encoder)
-            device = next(result.method.parameters()).device
+            encode = encoder_of(trained.encoder)
+            device = next(trained.parameters()).device
             sheet = neighbour_sheet(encode, _eval_data(recipe, test, train), device=device)
             sheet.save(run_dir / "neighbours.png")
             figures.append(
@@ -188,7 +194,7 @@ def _eval_data(recipe: Recipe[Any], source: ImageSource, like: ImageSource) -> E
 
 
 def measure(
-    recipe: Recipe[Any], method: Method, train: ImageSource, test: ImageSource | None
+    recipe: Recipe[Any], method: ImageMethod, train: ImageSource, test: ImageSource | None
 ) -> tuple[str, dict[str, float]]:
     """(metric, scores by name): held-out kNN accuracy where there are labels, else retrieval of an image's other view."""
     device = next(method.parameters()).device

@@ -201,5 +201,5 @@ def instance_retrieval(
     scores = {}
     for name, (first, second) in found.items():
         a, b = torch.cat(first), torch.cat(second)
-        scores[name] = float(retrieval_metrics(a @ b.T, torch.arange(len(a)), ks=(1,))["recall@1"])
+        scores[name] = float(retrieval_metrics(a @ b.T, torch.arange(len(a)), ks=(1,)).recall[1])
     return scores

@@ -26,13 +26,14 @@ from mc_core.optim import build_optimizer
 from mc_core.optional import require
 from mc_core.recipes import merge
 from mc_core.schedules import learning_rate_factor
-from mc_vision.data import ArraySource, open_source
+from mc_vision.data import ArraySource, ImageSource, open_source, take
 from mc_vision.evaluation import encoder_of, extract_features, raw_pixels
 from mc_vision.methods import METHODS
+from mc_vision.methods.base import ImageMethod
 from mc_vision.recipe import Recipe, resolve_recipe
 from mc_vision.transforms import EvalDataset, ViewDataset
 
-Sets = tuple[ArraySource, ArraySource]
+Sets = tuple[ImageSource, ImageSource]
 
 
 def load_cifar(folder: str | None = None) -> Sets:
@@ -68,7 +69,9 @@ def train_ours(recipe: Recipe[Any], sets: Sets, folder: Path) -> tuple[nn.Module
     torch.manual_seed(recipe.fit.seed)
     method = METHODS.method_class(recipe.system)(recipe.method)
     result = fit(method, ViewDataset(sets[0], recipe.views.views(), where="device"), fit=recipe.fit, run_dir=folder)
-    return result.method.encoder, result.seconds
+    trained = result.method
+    assert isinstance(trained, ImageMethod)
+    return trained.encoder, result.seconds
 
 
 def train_lightly(recipe: Recipe[Any], sets: Sets, device: torch.device) -> tuple[nn.Module, float]:
@@ -124,7 +127,7 @@ def run_cifar(
     target = torch.device(device)
     train, test = load_cifar(data)
     if train_images is not None:
-        train = ArraySource(train.array[:train_images], train.labels[:train_images], train.classes)
+        train = take(train, train_images)
     sets = (train, test)
     scores: dict[str, list[float]] = {}
     minutes: dict[str, list[float]] = {}
@@ -176,7 +179,7 @@ def run_cifar(
     report = Report(
         benchmark=f"cifar10_{target.type}",
         command="uv run --group peers mc-benchmark cifar" + ("" if device == "cpu" else f" --device {device}"),
-        question=f"CIFAR-10, {recipe.method.encoder.backbone}, {recipe.fit.epochs} epochs of {len(train):,} images: 200-NN accuracy",
+        question=f"CIFAR-10, {recipe.method.encoder.backbone}, {recipe.fit.epochs} epochs of {len(train):,} images: 200-NN",
         settings={
             "recipe": recipe.model_dump(mode="json"),
             "seeds": seeds,

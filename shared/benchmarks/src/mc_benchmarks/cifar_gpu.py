@@ -14,6 +14,7 @@ import torch
 from mc_benchmarks.cifar import _knn, load_cifar, train_ours
 from mc_benchmarks.contract import RESULTS, Report, Row, environment
 from mc_core.files import read_json
+from mc_vision.data import take
 from mc_vision.evaluation import encoder_of
 from mc_vision.recipe import resolve_recipe
 
@@ -41,7 +42,7 @@ def run_cifar_gpu(
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     train, test = load_cifar(data)
     if train_images is not None:
-        train = type(train)(train.array[:train_images], train.labels[:train_images], train.classes)
+        train = take(train, train_images)
     name = f"cifar10_resnet18_{target.type}"
     rows: list[Row] = []
     settings = {"epochs": epochs, "train_images": len(train)}
@@ -49,7 +50,7 @@ def run_cifar_gpu(
     if path.exists():
         earlier = Report.model_validate(read_json(path))
         if earlier.settings == settings:
-            rows = [row for row in earlier.rows]
+            rows = list(earlier.rows)
     report: Report | None = None
     for label, recipe_name, batch, changes in _cases(batches):
         if any(row.name == label for row in rows):

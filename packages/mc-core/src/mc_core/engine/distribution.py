@@ -38,6 +38,11 @@ def make_accelerator(fit: Fit) -> Accelerator:
     )
 
 
+def join_processes(fit: Fit) -> None:
+    """Under torchrun or SLURM, form the process group; call it before building a method that asks how many there are."""
+    make_accelerator(fit)
+
+
 class Distribution:
     """Holds the wrapped method. ``call(phase, …)`` runs a phase of it under the wrapper's hooks and autocast."""
 

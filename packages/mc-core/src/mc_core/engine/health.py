@@ -128,8 +128,8 @@ class HealthMonitor:
         """Stop the run once a collapse has been seen :data:`PATIENCE` times in a row."""
         if message and self.collapsed_checks >= PATIENCE:
             raise CollapseError(
-                f"{message}. Try a lower fit.lr or a warm-up, a slower momentum encoder, a lower temperature, stronger augmentation; "
-                "fit.stop_on_collapse false goes on regardless. Earlier checkpoints are kept"
+                f"{message}. Try a lower fit.lr or a warm-up, a slower momentum encoder, a lower temperature, or "
+                "stronger augmentation; fit.stop_on_collapse false goes on regardless. Earlier checkpoints are kept"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from mc_core.momentum import MomentumEncoder
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pydantic import BaseModel
-
 Batch = dict[str, Any]
 
 
@@ -83,7 +81,7 @@ class Method(nn.Module):
     method's pydantic model; it is written into the run's recipe and compared on resume.
     """
 
-    config: BaseModel | None = None
+    config: Any = None  # a pydantic model, where there is one
 
     def forward(self, phase: str, *args: Any) -> Any:
         """Dispatch for wrappers (DDP, FSDP2), whose hooks fire on ``forward`` only. ``phase`` is a method's name."""

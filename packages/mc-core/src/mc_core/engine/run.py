@@ -116,7 +116,7 @@ class BadSamples:
     def write(self, path: Path) -> None:
         """List them in a file, when there are any."""
         if self.found:
-            write_json(path, {name: reason for name, reason in self.found.values()})
+            write_json(path, dict(self.found.values()))
 
 
 class Bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ class ImageMethod(Method):
     def export_module(self) -> nn.Module:
         """The encoder without heads."""
         return self.encoder
+
+
+def networks(encoder: TimmEncoder, projector: nn.Module) -> nn.Module:
+    """Encoder and projector in a row, reachable by these names."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict(encoder=encoder, projector=projector)
+    return nn.Sequential(parts)
 
 
 def unit(features: Tensor) -> Tensor:

@@ -15,12 +15,11 @@ Deviation: no gradient through w (``detach_weight``), since the paper does not s
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mc_core.accumulation import CachedGradients, cache_gradients, first_pass, replay
 from mc_core.distributed import gather_rows, gather_rows_with_grad, rank
@@ -34,7 +33,7 @@ from mc_core.losses import (
     two_view_terms,
 )
 from mc_vision.encoders import TimmEncoder
-from mc_vision.methods.base import ImageMethod, detached, ids_of, unit
+from mc_vision.methods.base import ImageMethod, detached, ids_of, networks, unit
 from mc_vision.methods.dcl.config import DCLConfig, DCLQueueConfig, DCLV3Config
 from mc_vision.methods.moco.model import MoCo, MoCoV3
 
@@ -76,7 +75,7 @@ class DCL(ImageMethod):
         self.config = config
         encoder = TimmEncoder(config.encoder)
         projector = ProjectionHead(encoder.num_features, config.dim, kind="simclr", hidden_dim=config.hidden_dim)
-        self.online: nn.Module = nn.Sequential(OrderedDict(encoder=encoder, projector=projector))
+        self.online = networks(encoder, projector)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """z^1 and z^2, (B, D) each: both views in one pass, so that BatchNorm sees them together."""
@@ -135,7 +134,7 @@ class DCL(ImageMethod):
 class DCLQueue(MoCo):
     """DCL or DCLW in MoCo v1/v2: D_i = −<q_i, k_i>/τ + log Σ_j exp(<q_i, Q_j>/τ); nothing else of MoCo changes."""
 
-    config: DCLQueueConfig
+    config: DCLQueueConfig  # pyrefly: ignore[bad-override-mutable-attribute]
 
     def contrast(self, query: Tensor, key: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """(loss, terms) of (B, D) unit queries and keys against the queue."""
@@ -147,7 +146,7 @@ class DCLQueue(MoCo):
 class DCLV3(MoCoV3):
     """DCL or DCLW in MoCo v3: the keys of the step's other images are the only candidates; nothing else changes."""
 
-    config: DCLV3Config
+    config: DCLV3Config  # pyrefly: ignore[bad-override-mutable-attribute]
 
     def contrast(
         self, query: Tensor, keys: Tensor, offset: int, ids: Tensor | None, key_ids: Tensor | None

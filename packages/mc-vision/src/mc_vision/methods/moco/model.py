@@ -19,7 +19,6 @@ Legend: B samples of this process and micro-batch, G of all processes and micro-
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,7 @@ from mc_core.norm import convert_split_batchnorm, shuffled
 from mc_core.queue import FeatureQueue
 from mc_core.random import derive_seed
 from mc_vision.encoders import TimmEncoder
-from mc_vision.methods.base import ImageMethod, detached, ids_of, unit
+from mc_vision.methods.base import ImageMethod, detached, ids_of, networks, unit
 from mc_vision.methods.moco.config import MoCoConfig, MoCoV3Config
 
 
@@ -57,7 +56,7 @@ class MoCo(ImageMethod):
         self.config = config
         encoder = TimmEncoder(config.encoder)
         projector = ProjectionHead(encoder.num_features, config.dim, kind=config.projector)
-        self.online: nn.Module = nn.Sequential(OrderedDict(encoder=encoder, projector=projector))
+        self.online = networks(encoder, projector)
         self.splits = max(1, config.split_bn // world_size())  # of this process's part of the batch
         if self.splits > 1:
             self.online = convert_split_batchnorm(self.online, self.splits)
@@ -127,8 +126,8 @@ class MoCo(ImageMethod):
         found = [horizon_advice(self.config.momentum.at(0.0, batch_size), self.config.queue_size, keys_per_step)]
         if self.config.queue_size >= data_size and not self.config.exclude_same_id:
             found.append(
-                f"the queue ({self.config.queue_size} keys) is as long as the data ({data_size} images): older views of the query's "
-                "own image are among its negatives; take a shorter queue (--method.queue-size)"
+                f"the queue ({self.config.queue_size} keys) is as long as the data ({data_size} images): older views of the "
+                "query's own image are among its negatives; take a shorter queue (--method.queue-size)"
             )
         return [text for text in found if text]
 
@@ -162,7 +161,7 @@ class MoCoV3(ImageMethod):
         projector = ProjectionHead(
             encoder.num_features, config.dim, kind=config.projector, hidden_dim=config.hidden_dim
         )
-        self.online: nn.Module = nn.Sequential(OrderedDict(encoder=encoder, projector=projector))
+        self.online = networks(encoder, projector)
         self.predictor: nn.Module = PredictionHead(config.dim, kind=config.projector, hidden_dim=config.hidden_dim)
         if config.sync_bn and world_size() > 1 and torch.cuda.is_available():
             self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
