@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -15,12 +16,19 @@ from torch import Tensor
 
 from mc_core.errors import ConfigError, DataError, MissingDependencyError
 from mc_core.evaluation import knn_accuracy
-from mc_core.samples import COLORS, DIGITS, RELATIONS, SIZES, DigitScenes, SceneConfig, digit_scenes
+from mc_core.samples import COLORS, DIGITS, RELATIONS, SIZES, DigitScenes, SceneConfig, _strokes, digit_scenes
 
 
 @pytest.fixture(scope="module")
 def crowd() -> DigitScenes:
     return digit_scenes(300, size=64, digits=(1, 4), seed=3)
+
+
+LIGHT_INKS = {"white", "yellow", "orange", "pink", "turquoise"}
+
+
+def _grey(scenes: DigitScenes) -> Tensor:
+    return (scenes.images.float() / 255 * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
 
 
 def _columns(scenes: DigitScenes) -> dict[str, Tensor]:
@@ -116,13 +124,15 @@ class TestTruth:
         assert center[COLORS.index("blue")].argmax() == 2
         assert center[COLORS.index("white")].min() > 0.8 > 0.2 > center[COLORS.index("black")].max()
 
-    def test_digits_stand_out_from_the_ground(self, crowd: DigitScenes) -> None:
-        pixels = crowd.images.permute(0, 2, 3, 1).float() / 255
-        for scene in range(len(crowd)):
-            ground = pixels[scene][crowd.masks[scene] == 0].mean(0)
-            for place in range(int(crowd.objects.count[scene])):
-                ink = pixels[scene][crowd.masks[scene] == place + 1].mean(0)
-                assert (ink - ground).norm() > 0.2
+    def test_brightness_alone_shows_every_digit(self, crowd: DigitScenes) -> None:
+        for scenes in (crowd, digit_scenes(300, size=48)):
+            grey = _grey(scenes)
+            for scene in range(len(scenes)):
+                ground = grey[scene][scenes.masks[scene] == 0].mean()
+                for place in range(int(scenes.objects.count[scene])):
+                    gap = grey[scene][scenes.masks[scene] == place + 1].mean() - ground
+                    assert gap.abs() > 0.15
+                    assert (gap > 0) == (COLORS[scenes.objects.color[scene, place]] in LIGHT_INKS)
 
     def test_turning_by_the_angle_moves_the_ink_clockwise(self) -> None:
         config = SceneConfig(rotation=45, noise=0)
@@ -185,14 +195,25 @@ class TestDifficulty:
 
     def test_grounds_come_light_and_dark(self) -> None:
         scenes = digit_scenes(500, size=32)
-        level = torch.stack(
-            [image[:, mask == 0].float().mean() for image, mask in zip(scenes.images, scenes.masks, strict=True)]
-        )
-        assert 0.4 < (level < 128).float().mean() < 0.6
-        assert ((level - 128).abs() > 20).all()
+        level = torch.stack([g[m == 0].mean() for g, m in zip(_grey(scenes), scenes.masks, strict=True)])
+        assert 0.4 < (level < 0.5).float().mean() < 0.6
+        assert ((level - 0.5).abs() > 0.1).all()
+
+    def test_clouds_of_colour_change_no_brightness(self) -> None:
+        quiet = {"clouds": 0, "texture": 0, "noise": 0}
+        plain, tinted = (digit_scenes(100, size=32, config=SceneConfig(tint=tint, **quiet)) for tint in (0, 0.1))
+        ground = plain.masks == 0
+        assert (_grey(plain) - _grey(tinted))[ground].abs().max() < 0.03
+        assert (plain.images - tinted.images.float()).abs().amax(1)[ground].mean() > 15
+
+    def test_inks_can_be_chosen(self) -> None:
+        scenes = digit_scenes(100, size=16, config=SceneConfig(colors=("black", "white")))
+        assert {COLORS[color] for color in scenes.objects.color[:, 0].tolist()} == {"black", "white"}
+        with pytest.raises(ConfigError, match="on light or on dark grounds only 1 of colors="):
+            digit_scenes(1, digits=(1, 2), config=SceneConfig(colors=("black", "white", "yellow")))
 
     def test_configuration_reaches_the_picture(self) -> None:
-        plain = SceneConfig(texture=0, gradient=0, noise=0, color_jitter=0, rotation=0, scale=(0.5, 0.5))
+        plain = SceneConfig(texture=0, clouds=0, tint=0, noise=0, rotation=0, scale=(0.5, 0.5))
         scenes = digit_scenes(50, size=32, config=plain)
         assert (scenes.objects.height == 16).all()
         assert (scenes.objects.angle == 0).all()
@@ -263,15 +284,15 @@ def test_says_what_is_wrong(arguments: dict, message: str) -> None:
 def test_configuration_is_checked() -> None:
     with pytest.raises(ValidationError, match="two rising shares"):
         SceneConfig(scale=(0.8, 0.4))
+    with pytest.raises(ValidationError, match="colors names 'mauve'; choose from red"):
+        SceneConfig(colors=("mauve",))
     with pytest.raises(ValidationError, match="rotation"):
         SceneConfig(rotation=180)
 
 
 def test_names_the_extra_when_scikit_learn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mc_core import samples
-
-    samples._strokes.cache_clear()
+    _strokes.cache_clear()
     for module in ("sklearn", "sklearn.datasets"):
-        monkeypatch.setitem(__import__("sys").modules, module, None)
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=r"mc-core\[samples\]"):
         digit_scenes(1)

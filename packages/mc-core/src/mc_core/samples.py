@@ -35,22 +35,25 @@ SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 MAX_OBJECTS = 4
 
-# name, RGB, shown on a light ground, shown on a dark ground
-_PALETTE: tuple[tuple[str, tuple[float, float, float], bool, bool], ...] = (
-    ("red", (0.86, 0.08, 0.10), True, True),
-    ("green", (0.05, 0.62, 0.16), True, True),
-    ("blue", (0.10, 0.28, 0.95), True, True),
-    ("orange", (1.00, 0.52, 0.02), True, True),
-    ("pink", (1.00, 0.36, 0.72), True, True),
-    ("brown", (0.42, 0.23, 0.06), True, False),
-    ("black", (0.03, 0.03, 0.04), True, False),
-    ("yellow", (0.98, 0.92, 0.10), False, True),
-    ("white", (0.97, 0.97, 0.96), False, True),
+# name, RGB, whether it is shown on dark grounds; dark inks go on light ones, so brightness alone shows every digit
+_PALETTE: tuple[tuple[str, tuple[float, float, float], bool], ...] = (
+    ("red", (0.80, 0.08, 0.10), False),
+    ("green", (0.02, 0.45, 0.12), False),
+    ("blue", (0.10, 0.20, 0.85), False),
+    ("brown", (0.40, 0.20, 0.05), False),
+    ("purple", (0.45, 0.10, 0.60), False),
+    ("black", (0.03, 0.03, 0.04), False),
+    ("orange", (1.00, 0.60, 0.08), True),
+    ("pink", (1.00, 0.60, 0.80), True),
+    ("yellow", (0.96, 0.90, 0.20), True),
+    ("turquoise", (0.25, 0.88, 0.85), True),
+    ("white", (0.97, 0.97, 0.96), True),
 )
 COLORS = tuple(name for name, *_ in _PALETTE)
 
 _TEST_DIGITS = 360  # the file keeps the order of collection, so the tail shares few writers with the rest
 _UPSAMPLE = 4
+_LUMA = (0.299, 0.587, 0.114)
 _TILE = 4  # side of a texture tile, in canvases
 _CHUNK = 256
 _STREAMS = {"train": 0x5CE0, "test": 0x7E57}
@@ -72,19 +75,21 @@ class SceneConfig(StrictModel):
     """
 
     colors: tuple[str, ...] = COLORS
-    """Inks to draw from. Black and brown are shown on light grounds only, white and yellow on dark ones."""
+    """Inks to draw from. White, yellow, orange, pink and turquoise are shown on dark grounds, the others on light ones."""
     scale: tuple[float, float] | None = None
     """Smallest and largest digit height as a share of the canvas. Its lower 40 % are "small", its upper 40 % "large".
-    Default: (0.4, 0.7) for one digit per scene, (0.24, 0.46) for more."""
+    Default: (0.55, 0.8) for one digit per scene, (0.24, 0.46) for more."""
     rotation: float = Field(default=20.0, ge=0, le=60)
     """Largest turn either way, in degrees (beyond 60, six and nine begin to meet)."""
     color_jitter: float = Field(default=0.06, ge=0, le=0.2)
     """Largest change of each ink channel from its named colour."""
-    tint: float = Field(default=0.06, ge=0, le=0.3)
-    """Strength of the colour clouds of the ground (standard deviation, where white is 1)."""
-    clouds: float = Field(default=0.12, ge=0, le=0.5)
-    """Strength of the clouds of light and shade, about as large as the canvas."""
-    texture: float = Field(default=0.04, ge=0, le=0.5)
+    tint: float | None = Field(default=None, ge=0, le=1)
+    """Strength of the clouds of colour on the ground (standard deviation, where white is 1). They change no brightness:
+    they hide digits from comparisons of raw pixels and vanish in grey. Default: 0.4 for one digit per scene, 0.1 for
+    more."""
+    clouds: float = Field(default=0.04, ge=0, le=0.5)
+    """Strength of the clouds of light and shade."""
+    texture: float = Field(default=0.03, ge=0, le=0.5)
     """Strength of the fine texture of the ground."""
     noise: float = Field(default=0.02, ge=0, le=0.5)
     """Standard deviation of the grain over the whole picture."""
@@ -100,7 +105,9 @@ class SceneConfig(StrictModel):
 
     def shown(self) -> Tensor:
         """(2, C) which colours appear on a light and on a dark ground."""
-        return torch.tensor([[row[ground] and row[0] in self.colors for row in _PALETTE] for ground in (2, 3)])
+        return torch.tensor(
+            [[dark == ground and name in self.colors for name, _, ground in _PALETTE] for dark in (False, True)]
+        )
 
 
 @dataclass(frozen=True)
@@ -321,7 +328,7 @@ def _compose(
     hidden_BC = ~config.shown()[dark_B.long()]
     color_BM = scene["colors"].masked_fill(hidden_BC, 2.0).argsort(1)[:, :most]  # distinct in a scene
 
-    smallest, largest = config.scale or ((0.4, 0.7) if most == 1 else (0.24, 0.46))
+    smallest, largest = config.scale or ((0.55, 0.8) if most == 1 else (0.24, 0.46))
     size_BM = (each["size"][..., 0] < 0.5).long()
     share_BM = 0.4 * each["share"][..., 0] + 0.6 * size_BM  # a gap of a fifth keeps the two words apart
     height_BM = _between(share_BM, smallest, largest) * size
@@ -329,8 +336,8 @@ def _compose(
     center_BM2 = _centers(count_B, scene["layout"], each["place"], height_BM, size)
 
     alpha_BMSS = _draw(ink[source_BM], center_BM2, height_BM, angle_BM, size)
-    ground_B3SS = _ground(dark_B, scene["ground"], size, config)
-    paint = torch.tensor([rgb for _, rgb, _, _ in _PALETTE], dtype=torch.float64)
+    ground_B3SS = _ground(dark_B, scene["ground"], size, most == 1, config)
+    paint = torch.tensor([rgb for _, rgb, _ in _PALETTE], dtype=torch.float64)
     jitter_BM3 = _between(each["ink"], -config.color_jitter, config.color_jitter)
     ink_BM3 = (paint[color_BM] + jitter_BM3).clamp(0, 1).float()
 
@@ -392,14 +399,16 @@ def _draw(ink_BMUU: Tensor, center_BM2: Tensor, height_BM: Tensor, angle_BM: Ten
     return ((value - 0.45) * 3 + 0.5).clamp_(0, 1).view(batch, most, size, size)
 
 
-def _ground(dark_B: Tensor, draws_B: Tensor, size: int, config: SceneConfig) -> Tensor:
+def _ground(dark_B: Tensor, draws_B: Tensor, size: int, single: bool, config: SceneConfig) -> Tensor:
     """Grounds (B, 3, S, S): dark or light grey with clouds of shade, clouds of colour and a fine texture."""
     clouds, fine, _ = _textures(size)
+    tint = config.tint if config.tint is not None else 0.4 if single else 0.1
     level_B1, shade_B2, tint_B6, fine_B2 = draws_B.split([1, 2, 6, 2], 1)
-    grey_B1 = torch.where(dark_B[:, None], _between(level_B1, 0.14, 0.24), _between(level_B1, 0.76, 0.86)).float()
+    grey_B1 = torch.where(dark_B[:, None], _between(level_B1, 0.22, 0.34), _between(level_B1, 0.66, 0.78)).float()
     light_BSS = config.clouds * _window(clouds, shade_B2, size) + config.texture * _window(fine, fine_B2, size)
     tint_B3SS = torch.stack([_window(clouds, offset_B2, size) for offset_B2 in tint_B6.split(2, 1)], 1)
-    return (grey_B1[..., None] + light_BSS)[:, None] + config.tint * tint_B3SS
+    tint_B3SS -= (tint_B3SS * torch.tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    return (grey_B1[..., None] + light_BSS)[:, None] + tint * tint_B3SS
 
 
 def _window(tile: Tensor, offset_B2: Tensor, size: int) -> Tensor:

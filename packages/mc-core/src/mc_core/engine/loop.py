@@ -291,7 +291,8 @@ class _Loop:
                         saved_at, last_save = done, time.perf_counter()
                     if asked and not last:
                         raise InterruptedRunError(
-                            f"stopped at step {done} of {progress.total_steps}, saved in {self.run_dir}; the same command goes on from there"
+                            f"stopped at step {done} of {progress.total_steps}, saved in {self.run_dir}; "
+                            "the same command goes on from there"
                         )
         except McError:
             _log.info("the last checkpoint in %s is of step %d", self.run_dir, saved_at)
