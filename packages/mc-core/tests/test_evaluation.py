@@ -146,6 +146,7 @@ class TestLinearProbe:
         test = torch.cat([test, torch.randn(400, 30, generator=_generator(5))], 1)
         chosen = linear_probe(x, y, test, test_y)
         assert linear_probe(x, y, test[:9], test_y[:9]).l2 == chosen.l2
+        assert linear_probe(x * 1e-3, y, test * 1e-3, test_y).l2 == chosen.l2  # the choice standardises too
         weak = linear_probe(x, y, test, test_y, l2=1e-6)
         assert weak.train_accuracy == 1.0
         assert chosen.l2 > 1e-6

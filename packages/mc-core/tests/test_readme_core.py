@@ -15,3 +15,4 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
         exec(compile(block, f"README.md, block {number}", "exec"), names)
     assert (tmp_path / "runs/points/recipe.yaml").exists()
     assert names["result"].step == 40
+    assert names["accuracy"] > 0.9

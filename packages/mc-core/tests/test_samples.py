@@ -52,6 +52,8 @@ class TestReproducible:
         )
         assert not (base == seed).flatten(1).all(1).any()
         assert not (base == split).flatten(1).all(1).any()
+        train, test = (digit_scenes(50, size=16, split=name).objects.angle for name in ("train", "test"))
+        assert not (train == test).any()
 
     def test_train_and_test_share_no_scan(self) -> None:
         train, test = (
@@ -134,15 +136,13 @@ class TestTruth:
                     assert gap.abs() > 0.15
                     assert (gap > 0) == (COLORS[scenes.objects.color[scene, place]] in LIGHT_INKS)
 
-    def test_turning_by_the_angle_moves_the_ink_clockwise(self) -> None:
-        config = SceneConfig(rotation=45, noise=0)
-        scenes = digit_scenes(400, size=64, config=config)
-        ones = (scenes.labels == 1).nonzero().flatten()
-        slopes = []
-        for scene in ones.tolist():
-            rows, columns = np.nonzero(scenes.masks[scene].numpy())
-            slopes.append(np.degrees(np.arctan(np.polyfit(rows, columns, 1)[0])))  # top leaning right is negative
-        assert np.corrcoef(slopes, scenes.objects.angle[ones, 0].numpy())[0, 1] < -0.7
+    def test_the_angle_turns_the_upright_digit_clockwise(self) -> None:
+        upright, turned = (digit_scenes(60, size=96, config=SceneConfig(rotation=limit)) for limit in (0, 45))
+        assert turned.objects.angle.abs().max() > 40
+        for scene, angle in enumerate(turned.objects.angle[:, 0].deg2rad().tolist()):
+            before, after = (np.cov(np.nonzero(part.masks[scene].numpy().T)) for part in (upright, turned))
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])  # x right, y down
+            assert np.abs(turn @ before @ turn.T - after).max() < 0.06 * np.trace(before)
 
     def test_sizes_differ_by_their_names(self, crowd: DigitScenes) -> None:
         height, size = crowd.objects.height, crowd.objects.size

@@ -29,10 +29,9 @@ _VIEWS = Group("Views (--views.*)", help=f"Random views of the images {_RECIPE_O
 def run(arguments: Sequence[str]) -> Any:
     """Parse and run; the options ``--method.*`` are those of the method that ``--recipe`` (or its default) names."""
     arguments = list(arguments)
-    if arguments[:1] == ["pretrain"]:
-        app.command(_pretrain_command(arguments), name="pretrain")
-    else:
-        app.command(_pretrain_command([]), name="pretrain")
+    if "pretrain" in app:  # of an earlier call in this process
+        del app["pretrain"]
+    app.command(_pretrain_command(arguments if arguments[:1] == ["pretrain"] else []), name="pretrain")
     return call_app(app, arguments)
 
 

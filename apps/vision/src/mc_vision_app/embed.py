@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mc_core.cli import Clock, print_json
-from mc_core.errors import ConfigError
+from mc_core.errors import ConfigError, DataError
 from mc_core.files import atomic_path, read_json, write_json
 from mc_core.optional import require
 from mc_vision.data import ImageSource, open_source
@@ -40,6 +40,8 @@ def run_embed(
         raise ConfigError(f"--out {out}: the name decides the format and must end in .parquet or .npz")
     if out.suffix == ".parquet":
         require("pyarrow.parquet", extra="mc-vision[parquet]", purpose="write Parquet")
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size {batch_size}: take at least one image at a time")
     clock = Clock()
     opened = open_run(run, pick_device(device))
     source = open_source(data, channels=opened.encoder.config.channels)
@@ -48,14 +50,18 @@ def run_embed(
     if start:
         _log.info("going on at image %d of %d", start, len(source))
     unread = _write_parts(opened, source, parts, start, batch_size=batch_size, size=size, workers=workers)
-    count = _join(parts, out, source)
-    shutil.rmtree(parts)
     for name, reason in unread[:10]:
         _log.warning("left out %s: %s", name, reason)
+    if not any(parts.glob("*.npz")):
+        shutil.rmtree(parts)
+        raise DataError(f"none of the {len(source)} images could be read")
+    count = _join(parts, out, source)
+    shutil.rmtree(parts)
+    left_out = len(source) - count  # also those met before an interruption
     fields = {
         "out": str(out),
         "images": count,
-        "left_out": len(unread),
+        "left_out": left_out,
         "dim": opened.encoder.num_features,
         "seconds": round(clock.seconds(), 1),
     }
@@ -64,7 +70,7 @@ def run_embed(
     else:
         print(
             f"{count} images × {fields['dim']} features → {out}"
-            + (f" ({len(unread)} unreadable left out)" if unread else "")
+            + (f" ({left_out} unreadable left out)" if left_out else "")
         )
     return out
 
@@ -135,9 +141,9 @@ def _join(parts: Path, out: Path, source: ImageSource) -> int:
     classes, labels = source.classes, source.labels
     if out.suffix == ".npz":
         found = list(_parts_in_order(parts))
-        index = np.concatenate([i for i, _ in found]) if found else np.empty(0, np.int64)
+        index = np.concatenate([i for i, _ in found])
         columns: dict[str, Any] = {
-            "features": np.concatenate([f for _, f in found]) if found else np.empty((0, 0), np.float32),
+            "features": np.concatenate([f for _, f in found]),
             "name": np.array([source.name(int(i)) for i in index], dtype=np.str_),
         }
         if labels is not None:
@@ -163,7 +169,6 @@ def _join(parts: Path, out: Path, source: ImageSource) -> int:
             writer = writer or pq.ParquetWriter(draft, table.schema)
             writer.write_table(table)
             count += len(index)
-        if writer is None:
-            raise ConfigError(f"none of the {len(source)} images could be read")
-        writer.close()
+        if writer is not None:
+            writer.close()
     return count

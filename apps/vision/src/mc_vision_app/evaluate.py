@@ -28,6 +28,8 @@ def run_evaluate(
     as_json: bool,
 ) -> Result:
     """Evaluate and print."""
+    if k < 1:
+        raise ConfigError(f"--k {k}: take at least one neighbour")
     clock = Clock()
     target = pick_device(device)
     opened = open_run(run, target)

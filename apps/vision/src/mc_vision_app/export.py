@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import timm
 import torch
 
 from mc_core.cli import print_json
 from mc_core.errors import ConfigError
 from mc_core.export import export_onnx, save_model
-from mc_vision.encoders import save_timm_checkpoint
+from mc_vision.encoders import OWN_BACKBONES, TimmEncoder, save_timm_checkpoint
 from mc_vision_app.runs import open_run
 
 
@@ -23,7 +24,7 @@ def run_export(run: Path, *, format: str, out: Path | None, size: int | None, as
     fields: dict[str, object] = {"format": format, "out": str(target), "backbone": encoder.config.backbone}
     if format == "timm":
         save_timm_checkpoint(encoder, target)
-        note = f"timm.create_model('{encoder.config.backbone}', checkpoint_path='{target}', num_classes=0)"
+        note = _how_timm_reads(encoder, target)
     elif format == "onnx":
         if size is None and opened.recipe is not None:
             size = opened.recipe.views.views().views[0].size
@@ -38,8 +39,9 @@ def run_export(run: Path, *, format: str, out: Path | None, size: int | None, as
         shape = ", ".join(map(str, example.shape[1:]))
         note = f"largest difference to PyTorch {report.max_abs_difference:.1e}; input (batch, {shape})"
     else:
-        if target.exists() and any(target.iterdir()):
-            raise ConfigError(f"{target} exists and is not empty; name another folder with --out")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            what = "is not empty" if target.is_dir() else "is a file"
+            raise ConfigError(f"{target} exists and {what}; name another folder with --out")
         recipe = opened.recipe
         card = {
             "method": recipe.system if recipe else "unknown",
@@ -55,3 +57,17 @@ def run_export(run: Path, *, format: str, out: Path | None, size: int | None, as
     else:
         print(f"{target}\n{note}")
     return target
+
+
+def _how_timm_reads(encoder: TimmEncoder, path: Path) -> str:
+    """The line of Python that loads the checkpoint, or what else it is good for."""
+    config = encoder.config
+    if config.backbone in OWN_BACKBONES:
+        return (
+            f"{config.backbone} is not a model of timm's; a recipe starts from the file with method.encoder.pretrained"
+        )
+    channels = "" if config.channels == 3 else f", in_chans={config.channels}"
+    model = f"timm.create_model('{config.backbone}', num_classes=0{channels}"
+    if config.uses_cifar_stem and isinstance(encoder.backbone, timm.models.ResNet):
+        return f"timm.models.load_checkpoint(mc_vision.encoders.use_cifar_stem({model})), '{path}')"
+    return f"{model}, checkpoint_path='{path}')"

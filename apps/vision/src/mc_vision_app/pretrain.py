@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ import torch
 from pydantic import BaseModel
 
 from mc_core.cli import Clock, Result, Status, given_fields
+from mc_core.data import BadSampleError
 from mc_core.distributed import rank
 from mc_core.engine import Fit, fit
 from mc_core.engine.distribution import join_processes
@@ -168,7 +171,7 @@ def pretrain(
     found.write(run_dir)
     with Status("writing the report"):
         figures = [("What the network sees: originals and two random views of each", run_dir / "views.png")]
-        view_sheet(data, list(range(min(6, len(data)))), seed=recipe.fit.seed).save(run_dir / "views.png")
+        view_sheet(data, list(islice(_readable(train), 6)), seed=recipe.fit.seed).save(run_dir / "views.png")
         if test is not None:
             encode = encoder_of(trained.encoder)
             device = next(trained.parameters()).device
@@ -183,6 +186,15 @@ def pretrain(
     if not as_json:
         sys.stdout.write(f"run     {run_dir}\nencoder {run_dir / 'model'}\nreport  {report}\n")
     return found
+
+
+def _readable(source: ImageSource) -> Iterator[int]:
+    for index in range(len(source)):
+        try:
+            source.load(index)
+        except BadSampleError:
+            continue
+        yield index
 
 
 def _eval_data(recipe: Recipe[Any], source: ImageSource, like: ImageSource) -> EvalDataset:

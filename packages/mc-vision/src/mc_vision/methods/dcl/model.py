@@ -101,7 +101,7 @@ class DCL(ImageMethod):
             value = info_nce_from_terms(terms_2B)
         else:
             value = decoupled_loss(terms_2B, (z_1 * z_2).sum(1), (all_1 * all_2).sum(1), self.config)
-        return value, detached(npc_multiplier=npc_multiplier(terms_2B), accuracy=(terms_2B < 0).float().mean())
+        return value, detached(npc_multiplier=npc_multiplier(terms_2B))
 
     def prepare_step(self, micro_batches: Sequence[Batch], progress: Progress) -> CachedGradients | None:
         """With several micro-batches: the gradient of the whole batch's loss at their embeddings."""

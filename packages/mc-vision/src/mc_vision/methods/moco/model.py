@@ -102,7 +102,7 @@ class MoCo(ImageMethod):
             keys.append(key)
         self._keep(progress, keys, ids)
         d = torch.cat(terms)
-        metrics = detached(npc_multiplier=npc_multiplier(d), accuracy=(d < 0).float().mean())
+        metrics = detached(npc_multiplier=npc_multiplier(d))
         return StepOutput(torch.stack(losses).sum(), metrics, {"query": query, "key": keys[-1]})
 
     def _keep(self, progress: Progress, keys: list[Tensor], ids: Tensor | None) -> None:
@@ -212,7 +212,7 @@ class MoCoV3(ImageMethod):
         loss_12, terms_12 = self.contrast(query_1, keys.key_2, offset, ids, keys.ids)
         loss_21, terms_21 = self.contrast(query_2, keys.key_1, offset, ids, keys.ids)
         d = torch.cat([terms_12, terms_21]).detach()
-        metrics = detached(npc_multiplier=npc_multiplier(d), accuracy=(d < 0).float().mean())
+        metrics = detached(npc_multiplier=npc_multiplier(d))
         own = keys.key_2[offset : offset + len(query_1)]
         return StepOutput(loss_12 + loss_21, metrics, {"query": query_1, "key": own})
 

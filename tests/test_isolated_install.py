@@ -1,0 +1,162 @@
+"""What each package brings with it, and that it works in an environment that holds nothing else.
+
+The wheels are built from this tree; everything else comes from the package index that uv is set up with.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mc_testkit.files import write_image_folder
+from mc_testkit.workspace import members, root
+
+UV = shutil.which("uv")
+pytestmark = [
+    pytest.mark.wheels,
+    pytest.mark.slow,
+    pytest.mark.skipif(UV is None, reason="uv is not on the PATH: it builds and installs the wheels"),
+]
+
+
+def _environment() -> dict[str, str]:
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {"OMP_NUM_THREADS": "1"}
+
+
+def _run(*command: object, cwd: Path, text: str | None = None) -> str:
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=_environment(),
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel of every package and app."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for member in (*members("packages"), *members("apps")):
+        _run(UV, "build", "--wheel", "--package", member.distribution, "-o", folder, "-q", cwd=root())
+    assert len(list(folder.glob("*.whl"))) == len(members("packages")) + len(members("apps"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def brings(wheels: Path) -> Callable[[str], set[str]]:
+    """The names of all distributions that installing a requirement here comes to, itself included."""
+
+    def resolve(requirement: str) -> set[str]:
+        options = ["-q", "--no-header", "--no-annotate", "--python", sys.executable, "--find-links", wheels]
+        text = _run(UV, "pip", "compile", *options, "-", cwd=wheels, text=f"{requirement}\n")
+        return {name for line in text.splitlines() if (name := re.split(r"[=<>@\[ ;]", line)[0])}
+
+    return resolve
+
+
+def test_the_core_is_small(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-core")
+    assert "torch" in found
+    assert not found & {
+        "torchvision",
+        "timm",
+        "transformers",
+        "scikit-learn",
+        "matplotlib",
+        "onnx",
+        "cyclopts",
+        "pandas",
+    }
+    more = found - brings("torch") - {"mc-core"}
+    assert len(more) < 25, sorted(more)
+
+
+def test_the_domain_brings_neither_command_nor_other_fields(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-vision")
+    assert found >= {"mc-core", "timm", "torchvision", "scikit-learn"}
+    assert not found & {"transformers", "cyclopts", "matplotlib", "mc-vision-app", "onnx", "pandas"}
+
+
+def test_the_extra_app_brings_the_command(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-vision[app]")
+    assert found >= {"mc-vision-app", "mc-vision", "mc-core", "cyclopts", "pyarrow", "matplotlib"}
+    assert not found & {"transformers", "lightly", "pytorch-lightning", "datasets"}
+
+
+def _install(requirement: str, folder: Path, wheels: Path) -> Path:
+    """A new environment with ``requirement`` alone; its folder of programs."""
+    _run(UV, "venv", "-q", "--no-project", "--python", sys.executable, folder, cwd=folder.parent)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    python = programs / Path(sys.executable).name
+    _run(UV, "pip", "install", "-q", "--python", python, "--find-links", wheels, requirement, cwd=folder.parent)
+    return programs
+
+
+CORE_ALONE = """
+import importlib, pkgutil, sys
+from pathlib import Path
+
+import mc_core
+names = [module.name for module in pkgutil.walk_packages(mc_core.__path__, "mc_core.")]
+for name in names:
+    importlib.import_module(name)
+assert "mc_core.engine.loop" in names, names
+assert not {"timm", "torchvision", "sklearn", "matplotlib", "onnx"} & set(sys.modules)
+
+import torch
+from mc_core.data import TensorData
+from mc_core.engine import Fit, Method, StepOutput, fit
+from mc_core.losses import info_nce
+from mc_core.momentum import MomentumEncoder
+
+class Toy(Method):
+    def __init__(self):
+        super().__init__()
+        self.online = torch.nn.Linear(4, 3)
+        self.slow = MomentumEncoder(self.online, 0.9)
+
+    def training_step(self, batch, progress, prepared=None):
+        normalize = torch.nn.functional.normalize
+        query, key = normalize(self.online(batch["x"]), dim=1), normalize(self.slow(batch["x"]), dim=1)
+        return StepOutput(info_nce(query, key, key.roll(1, 0), temperature=0.2), {}, {"query": query})
+
+    def after_step(self, progress):
+        self.slow.update()
+
+torch.manual_seed(0)
+result = fit(Toy(), TensorData(x=torch.randn(12, 4)), fit=Fit(steps=3, batch_size=4, device="cpu"), run_dir=Path("run"))
+print("trained", result.step)
+"""
+
+
+def test_the_core_alone_imports_and_trains(wheels: Path, tmp_path: Path) -> None:
+    programs = _install("mc-core", tmp_path / "environment", wheels)
+    said = _run(programs / "python", "-W", "error::ImportWarning", "-c", CORE_ALONE, cwd=tmp_path)
+    assert said.splitlines()[-1] == "trained 3"
+
+
+def test_the_command_from_its_extra_pretrains(wheels: Path, tmp_path: Path) -> None:
+    programs = _install("mc-vision[app]", tmp_path / "environment", wheels)
+    version = members("packages")[0].folder.parents[1] / "pyproject.toml"
+    program = programs / "mc-vision"
+    assert f'version = "{_run(program, "--version", cwd=tmp_path).strip()}"' in version.read_text()
+    data = write_image_folder(tmp_path / "data", each=10)
+    tiny = ["--image-size", 16, "--fit.batch-size", 8, "--fit.steps", 2, "--fit.workers", 0]
+    options = ["--recipe", "moco-v2-laptop", "--method.queue-size", 16, "--method.split-bn", 2, *tiny]
+    _run(program, "pretrain", data, *options, "--out", "run", cwd=tmp_path)
+    assert (tmp_path / "run" / "result.json").exists()
+    assert (tmp_path / "run" / "report.html").exists()

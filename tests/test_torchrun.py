@@ -1,0 +1,47 @@
+"""The command under ``torchrun``: two processes train together and leave one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mc_core.engine.checkpoint import CheckpointFolder
+from mc_core.files import load_state, read_jsonl
+from mc_testkit.files import write_image_folder
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_result(tmp_path: Path) -> None:
+    data, run = write_image_folder(tmp_path / "data", each=18), tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "mc_vision_app", "pretrain", data, "--recipe", "moco-v2-laptop", "--out", run, "--json"),
+            *("--image-size", "16", "--fit.batch-size", "16", "--fit.steps", "3", "--fit.workers", "0"),
+            *("--method.queue-size", "32", "--method.split-bn", "2", "--fit.device", "cpu", "--fit.log-every", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # process 0 speaks, the other is silent
+    found = json.loads(line)
+    assert (found["metric"], found["steps"], found["images"]) == ("knn_accuracy", 3, 32)
+    written = json.loads((run / "result.json").read_text())
+    assert written == {name: value for name, value in found.items() if name != "report"}
+
+    (checkpoint,) = CheckpointFolder(run / "checkpoints").paths()
+    state = load_state(checkpoint)
+    assert state["step"] == 3
+    assert not any(name.startswith("module.") for name in state["method"])  # names as a single process has them
+    assert [record["step"] for record in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
+    assert (run / "model" / "model.safetensors").exists()
+    assert (run / "report.html").exists()
