@@ -184,7 +184,7 @@ def _pretrain_command(arguments: list[str]) -> Any:
             data: A folder of images (flat, or with class folders), a list or table of paths (.txt .csv .tsv .parquet),
                 WebDataset shards (path, glob or URL), torchvision:NAME?root=…, or hf:NAME. Without it: the embedded sample.
             recipe: A recipe by name (moco-v2, dcl, …, or with -laptop behind for a small CPU), a YAML file or a run folder.
-                Default: moco-v2, or moco-v2-laptop for the embedded sample.
+                Default: moco-v2, or dcl-laptop for the embedded sample.
             out: Run folder. Default: runs/RECIPE-DATA.
             backbone: Encoder, by its timm name (resnet50, vit_small_patch16_224, …) or one of ours (see README).
             pretrained: Start from timm's pretrained weights (downloads them).

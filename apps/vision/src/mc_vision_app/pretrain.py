@@ -30,7 +30,7 @@ from mc_vision.transforms import EvalDataset, ViewDataset, view_sheet
 from mc_vision_app.figures import neighbour_sheet
 
 SAMPLE = "digit-scenes"
-_SAMPLE_TRAIN, _SAMPLE_TEST, _SAMPLE_SIDE = 6000, 1500, 40
+_SAMPLE_TRAIN, _SAMPLE_TEST, _SAMPLE_SIDE = 6000, 1500, 32
 _BANK, _MOST_TEST = 10_000, 2_000  # images that the kNN measure reads at most, so that it stays a matter of seconds
 _RETRIEVAL = 500
 
@@ -98,7 +98,7 @@ def embedded_sample() -> tuple[ImageSource, ImageSource]:
 
 def run_pretrain(options: PretrainOptions) -> None:
     """Do it, and print the result to standard output."""
-    name = options.recipe or ("moco-v2-laptop" if options.data is None else "moco-v2")
+    name = options.recipe or ("dcl-laptop" if options.data is None else "moco-v2")
     recipe = resolve_recipe(name, options.changes())
     if options.print_recipe:
         sys.stdout.write(to_yaml(recipe))

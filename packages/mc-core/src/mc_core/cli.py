@@ -128,7 +128,11 @@ def show_log(level: int = logging.INFO) -> None:
     """Send the project's log to standard error, in plain short lines."""
     if not any(isinstance(handler, RichHandler) for handler in _log.handlers):
         handler = RichHandler(
-            console=Console(stderr=True), show_time=False, show_path=False, show_level=False, markup=False
+            console=Console(stderr=True, soft_wrap=True),
+            show_time=False,
+            show_path=False,
+            show_level=False,
+            markup=False,
         )
         _log.addHandler(handler)
         _log.propagate = False

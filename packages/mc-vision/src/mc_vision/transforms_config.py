@@ -117,7 +117,7 @@ PRESETS: dict[str, tuple[View, View]] = {
     # our own, for images of about 64 pixels or less: gentler crops, no blur
     "small": (_SMALL,) * 2,
     # the same for digits, letters and signs: a mirror changes them, their colour does not
-    "digits": (_SMALL.model_copy(update={"crop_scale": (0.4, 1.0), "flip_p": 0.0, "jitter": (0.4,) * 4}),) * 2,
+    "digits": (_SMALL.model_copy(update={"flip_p": 0.0, "jitter": (0.5,) * 4, "grayscale_p": 0.5}),) * 2,
 }
 
 

@@ -21,6 +21,7 @@ from mc_core.files import write_json
 
 _log = logging.getLogger("mc_core")
 _NAMED = 10
+_HELD: set[Path] = set()  # run folders this process writes to; the lock itself only tells processes apart
 
 
 @contextlib.contextmanager
@@ -40,16 +41,23 @@ def locked(run_dir: Path) -> Iterator[None]:
     try:
         try:
             import fcntl
-        except ImportError:  # Windows has no flock; runs there are not protected from each other
+        except ImportError:  # Windows has no such lock; runs there are not protected from each other
             yield
             return
+        place = run_dir.resolve()
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if place in _HELD:
+                raise BlockingIOError
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, loader workers do not inherit this one
         except OSError as error:
             raise ConfigError(
                 f"another process is writing to {run_dir}; wait for it or choose another run folder"
             ) from error
-        yield
+        _HELD.add(place)
+        try:
+            yield
+        finally:
+            _HELD.discard(place)
     finally:
         os.close(handle)
 
