@@ -261,7 +261,7 @@ def test_the_learning_rate_follows_the_schedule(tmp_path):
     rates = [line["lr"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
     peak = 0.4 * 8 / 256
     assert rates[0] < rates[1] < rates[2] < rates[3] < rates[4] == pytest.approx(peak)
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
     assert rates[-1] < 0.05 * peak
 
 

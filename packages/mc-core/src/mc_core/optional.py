@@ -26,7 +26,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         top = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != top:
+        if error.name != top:
             raise  # the package is there, something inside it is not: that is not ours to explain
         raise MissingDependencyError(
             f"the package '{top}' is needed to {purpose}: pip install \"{extra}\"", name=error.name
