@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -218,3 +219,20 @@ class TestCommandLine:
             check=False,
         )
         assert done.stderr == ""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_kept_memory_comes_back_without_page_faults():
+    program = """
+import resource, torch
+from mc_core.cli import keep_freed_memory
+assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(50_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    assert int(_fresh(program)) < 10_000  # each of the ten is 48,829 pages of 4 KiB

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from importlib.abc import MetaPathFinder
 
 import numpy as np
 import pytest
@@ -292,7 +293,14 @@ def test_configuration_is_checked() -> None:
 
 def test_names_the_extra_when_scikit_learn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     _strokes.cache_clear()
+
+    class NotInstalled(MetaPathFinder):
+        def find_spec(self, fullname: str, *_: object) -> None:
+            if fullname == "sklearn":
+                raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+
     for module in ("sklearn", "sklearn.datasets"):
-        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NotInstalled(), *sys.meta_path])
     with pytest.raises(MissingDependencyError, match=r"mc-core\[samples\]"):
         digit_scenes(1)

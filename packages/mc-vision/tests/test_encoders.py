@@ -12,6 +12,7 @@ from torch import nn
 from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.export import save_model
 from mc_core.momentum import MomentumEncoder
+from mc_core.norm import convert_split_batchnorm
 from mc_vision.encoders import (
     OWN_BACKBONES,
     TimmEncoder,
@@ -312,3 +313,16 @@ def test_pretrained_from_a_file_with_a_classifier(tmp_path):
     encoder = built("test_resnet", pretrained=str(tmp_path / "full.safetensors"))
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(full.fc(encoder(x)), full(x))
+
+
+@pytest.mark.parametrize(("backbone", "splits", "laid_out"), [("resnet18", 1, True), ("resnet18", 2, False)])
+def test_convolutions_see_channels_last_without_changing_the_result(backbone: str, splits: int, laid_out: bool) -> None:
+    encoder = convert_split_batchnorm(TimmEncoder(EncoderConfig(backbone=backbone, image_size=32)), splits).train()
+    seen: list[bool] = []
+    encoder.backbone.layer2.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.is_contiguous(memory_format=torch.channels_last))
+    )
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = encoder(images)
+    assert seen == [laid_out]
+    torch.testing.assert_close(features, encoder.backbone(images), rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel
 
-from mc_core.cli import Clock, Result, Status, given_fields
+from mc_core.cli import Clock, Result, Status, given_fields, keep_freed_memory
 from mc_core.data import BadSampleError
 from mc_core.distributed import rank
 from mc_core.engine import Fit, fit
@@ -106,6 +106,7 @@ def run_pretrain(options: PretrainOptions) -> None:
     if not 0 <= options.holdout < 1:
         raise ConfigError(f"--holdout {options.holdout}: give a share of the images from 0 to below 1")
     clock = Clock()
+    keep_freed_memory()
     train, test = _sources(options, recipe)
     run_dir = options.out or Path("runs") / f"{_slug(Path(name).stem)}-{_slug(options.data or SAMPLE)}"
     pretrain(recipe, train, test, run_dir=run_dir, clock=clock, as_json=options.json)

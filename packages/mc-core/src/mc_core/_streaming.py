@@ -19,8 +19,10 @@ from mc_core.errors import RunError
 
 # Logits of one chunk (per thread, up to four, on a CPU): few enough for the cache of a CPU and for memory, enough to
 # outweigh starting threads or kernels.
-_CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 22}
+_CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 22}
 _CHUNK_ROWS_MIN = 512
+# Up to this many queries, chunks are laid out key by key: matrix products of CPUs are slow with few and long rows.
+_TALL_BATCH = 128
 # Softmax weights up to this size are kept for the gradient of the keys, which saves recomputing them.
 _KEEP_BYTES = 64 << 20
 
@@ -76,6 +78,7 @@ class _Chunks:
         self.query, self.keys, self.dtype, self.diagonal = query_BD.to(dtype), keys_KD, dtype, diagonal
         self.query_ids, self.key_ids = query_ids_B, key_ids_K
         batch, self.count = len(query_BD), len(keys_KD)
+        self.tall = batch <= _TALL_BATCH
         device = query_BD.device.type
         elements = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"])
         elements *= min(torch.get_num_threads(), 4) if device == "cpu" else 1
@@ -91,8 +94,11 @@ class _Chunks:
             part = slice(start, min(start + self.rows, self.count))
             keys_CD = self.keys[part].to(self.dtype)
             size = len(self.query) * len(keys_CD)
-            product_BC, logits_BC = (buffer[:size].view(len(self.query), -1) for buffer in (self.product, self.logits))
-            torch.mm(self.query, keys_CD.T, out=product_BC)
+            product_BC, logits_BC = (self._view(buffer[:size], len(keys_CD)) for buffer in (self.product, self.logits))
+            if self.tall:
+                torch.mm(keys_CD, self.query.T, out=product_BC.T)
+            else:
+                torch.mm(self.query, keys_CD.T, out=product_BC)
             if self.product is not self.logits:
                 logits_BC.copy_(product_BC)
             if self.query_ids is not None and self.key_ids is not None:
@@ -105,7 +111,11 @@ class _Chunks:
         """``weights_BC`` in the matmul dtype, reusing the buffer its logits came from."""
         if self.product is self.logits:
             return weights_BC
-        return self.product[: weights_BC.numel()].view_as(weights_BC).copy_(weights_BC)
+        return self._view(self.product[: weights_BC.numel()], weights_BC.shape[1]).copy_(weights_BC)
+
+    def _view(self, buffer: Tensor, keys: int) -> Tensor:
+        """``buffer`` as (B, C)."""
+        return buffer.view(keys, -1).T if self.tall else buffer.view(-1, keys)
 
 
 class _StreamedLogsumexp(torch.autograd.Function):

@@ -111,6 +111,26 @@ def run_app(run: Callable[[Sequence[str]], Any], arguments: Sequence[str] | None
     return 0
 
 
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory its tensors free, for the next ones, instead of returning it to the system.
+
+    A training step on a CPU frees and allocates the same hundreds of megabytes; returned pages come back as page faults,
+    up to a tenth of the step's time. For programs, not libraries: it holds for the whole process. Does nothing where the
+    C library is not glibc.
+
+    Returns:
+        Whether it was done.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
+
+
 def _say(text: str, code: int) -> int:
     Console(stderr=True, soft_wrap=True).print(
         f"[bold red]error:[/] {_escape(' '.join(text.split()))}", highlight=False

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mc_core.errors import CheckpointError, ConfigError, DataError, closest
 from mc_core.export import load_model
 from mc_core.files import StrPath, atomic_path
+from mc_core.norm import SplitBatchNorm
 from mc_vision.encoders_config import EncoderConfig
 
 # families whose position embedding timm can fit to the size of each batch
@@ -55,6 +56,7 @@ class TimmEncoder(nn.Module):
         self.backbone = _build(config, load_pretrained=load_pretrained)
         # the width after pooling, which for a few families is not that of the last feature map
         self.num_features = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        self._transformer = hasattr(self.backbone, "patch_embed")
 
     @classmethod
     def from_config(cls, config: EncoderConfig | Mapping[str, Any]) -> Self:
@@ -68,7 +70,7 @@ class TimmEncoder(nn.Module):
             DataError: another number of channels or a size that this backbone does not take.
         """
         self._check(x_BCHW)
-        return self.backbone(x_BCHW)
+        return self.backbone(self._laid_out(x_BCHW))
 
     def forward_tokens(self, x_BCHW: Tensor) -> Tensor:
         """(B, N, D) features of the patches, in rows from the top left, without class and register tokens.
@@ -78,10 +80,21 @@ class TimmEncoder(nn.Module):
             DataError: as in :meth:`forward`.
         """
         self._check(x_BCHW)
-        features = self.backbone.forward_features(x_BCHW)
+        features = self.backbone.forward_features(self._laid_out(x_BCHW))
         if features.ndim != 3:
             raise ConfigError(f"backbone '{self.config.backbone}' has no patch tokens: take a vision transformer")
         return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+
+    def _laid_out(self, x_BCHW: Tensor) -> Tensor:
+        """For convolutional networks, channels last: every layer then stays so, which is faster.
+
+        Not with split BatchNorm, which would have to copy back and forth.
+        """
+        if self._transformer or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            return x_BCHW
+        if self.training and any(isinstance(m, SplitBatchNorm) for m in self.modules()):
+            return x_BCHW
+        return x_BCHW.contiguous(memory_format=torch.channels_last)
 
     def _check(self, x_BCHW: Tensor) -> None:
         name, channels = self.config.backbone, self.config.channels
