@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from mc_core.errors import ConfigError, closest
@@ -32,6 +31,8 @@ def load_recipe(package: str, name: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such recipe (the closest names are offered), or a file that is no YAML mapping.
     """
+    import yaml  # not at the top: help would wait for it
+
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
         if path.is_dir():
@@ -128,6 +129,8 @@ def to_yaml(model: BaseModel) -> str:
     >>> "batch_size: 32" in to_yaml(Fit(batch_size=32))
     True
     """
+    import yaml  # not at the top: help would wait for it
+
     return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -10,7 +10,11 @@ from cyclopts import App
 
 from mc_core.cli import call_app
 
-app = App(name="mc-benchmark", help="Paired benchmarks; each writes results/NAME.json and prints its table.")
+app = App(
+    name="mc-benchmark",
+    help_format="plaintext",
+    help="Paired benchmarks; each writes results/NAME.json and prints its table.",
+)
 _Device = Literal["cpu", "cuda"]
 
 
@@ -70,7 +74,7 @@ def cifar(
     *,
     data: str | None = None,
     recipe: str = "moco-v2-laptop",
-    epochs: int | None = None,
+    epochs: int = 20,
     seeds: int = 3,
     device: _Device = "cpu",
     train_images: int | None = None,
@@ -81,7 +85,7 @@ def cifar(
     Args:
         data: Folder with cifar10-train-*.parquet and cifar10-test.parquet. Default: $MC_DATA/vision.
         recipe: Recipe of MoCo with a queue.
-        epochs: Passes over the data. Default: the recipe's.
+        epochs: Passes over the data.
         seeds: Runs of each.
         device: Where.
         train_images: Use only the first so many.

@@ -109,6 +109,7 @@ def fit(
         accelerator.num_processes,
         fit.accumulation,
     )
+    method.check(fit.batch_size // (accelerator.num_processes * fit.accumulation))
     main = accelerator.is_main_process
     run_dir = Path(run_dir)
     with locked(run_dir) if main else contextlib.nullcontext(), _preserved_global_state(fit):

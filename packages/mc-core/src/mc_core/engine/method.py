@@ -109,6 +109,16 @@ class Method(nn.Module):
         """The module worth keeping after training (saved as the run's ``model/``), or None."""
         return None
 
+    def check(self, micro_batch_size: int) -> None:
+        """Refuse what cannot be trained, before anything is written. Default: all is well.
+
+        Args:
+            micro_batch_size: samples of one process and micro-batch.
+
+        Raises:
+            ConfigError: in one line, with what would be right.
+        """
+
     def advice(self, batch_size: int, data_size: int) -> list[str]:
         """Warnings about this configuration that the engine logs before the first step. Default: none."""
         return []

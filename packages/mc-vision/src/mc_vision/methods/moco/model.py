@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mc_core.distributed import gather_rows, rank, world_size
 from mc_core.engine.method import Batch, Progress, StepOutput
+from mc_core.errors import ConfigError
 from mc_core.heads import PredictionHead, ProjectionHead
 from mc_core.losses import anchor_terms, info_nce_from_terms, npc_multiplier
 from mc_core.momentum import MomentumEncoder
@@ -119,6 +120,15 @@ class MoCo(ImageMethod):
             ids = [i for _, i in self._fresh if i is not None]
             self.queue.enqueue(keys, torch.cat(ids) if ids else None)
         self._fresh.clear()
+
+    def check(self, micro_batch_size: int) -> None:
+        """Split BatchNorm needs groups of equal size, of at least two images."""
+        if micro_batch_size % self.splits or micro_batch_size < 2 * self.splits:
+            raise ConfigError(
+                f"split_bn {self.config.split_bn} cannot split {micro_batch_size} images (a batch of one process and "
+                f"micro-batch) into groups of two or more: give --method.split-bn 1, or a batch that is a multiple of "
+                f"{2 * self.splits}"
+            )
 
     def advice(self, batch_size: int, data_size: int) -> list[str]:
         """Warn of a key encoder too fast for its queue, and of a queue as long as the data."""
