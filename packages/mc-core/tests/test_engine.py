@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import stat
@@ -10,6 +11,8 @@ from typing import ClassVar
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mc_core.data import BadSampleError, TensorData
 from mc_core.engine import Method, StepOutput, fit
@@ -20,6 +23,7 @@ from mc_core.engine.run import locked
 from mc_core.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
 from mc_core.export import load_model
 from mc_core.files import load_state, read_jsonl
+from mc_core.random import derive_seed
 from mc_testkit.contract import MethodCase, assert_same_state, make_fit, make_method, run_case, run_on_two_processes
 from mc_testkit.toys import ToyMoCo, toy_dcl, toy_moco, vector_pairs
 
@@ -42,6 +46,11 @@ class Recorder(ToyMoCo):
     def training_step(self, batch, progress, prepared=None):
         self.seen.append(("step", progress.step, batch["micro"], prepared, self.training))
         return super().training_step(batch, progress)
+
+    def before_optimizer_step(self, progress):
+        assert not torch.is_grad_enabled()
+        assert all(p.grad is not None for p in self.online.parameters())
+        self.seen.append(("before", progress.step))
 
     def after_step(self, progress):
         assert not torch.is_grad_enabled()
@@ -72,9 +81,34 @@ def test_the_order_of_a_step(tmp_path):
             ("prepare", 2),
             ("step", step, 0, "prepared", True),
             ("step", step, 1, "prepared", True),
+            ("before", step),
             ("after", step),
         ]
     ]
+
+
+class Frozen(ToyMoCo):
+    """Leaves its first layer out of the first three steps."""
+
+    def before_optimizer_step(self, progress):
+        if progress.step < 3:
+            self.online[0].weight.grad = None
+
+
+def frozen() -> Method:
+    method = Frozen()
+    method.online[2].p = method.momentum_encoder.module[2].p = 0.0
+    return method
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adam", "adamw"])
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.1}])
+def test_a_dropped_gradient_freezes_exactly(optimizer, clip, tmp_path):
+    case = MethodCase("frozen", frozen, vector_pairs, fit={"optimizer": optimizer, "lr": 0.01, **clip})
+    start = make_method(case).online[0].weight.clone()
+    for steps in (3, 4):
+        result = run_case(case, tmp_path / str(steps), steps=steps, schedule="constant", weight_decay=0.1)
+        assert torch.equal(result.method.online[0].weight, start) == (steps == 3)
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -272,6 +306,57 @@ def test_clipping_bounds_the_step(tmp_path):
     done = run_case(DCL, tmp_path / "run", **changes).method
     moved = torch.cat([(a - b).flatten() for a, b in zip(start.parameters(), done.parameters(), strict=True)]).norm()
     assert moved.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_clipping_each_gradient_bounds_each_tensors_step(tmp_path):
+    changes = {"steps": 1, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 1e-3, "schedule": "constant"}
+    start = make_method(DCL)
+    done = run_case(DCL, tmp_path / "run", **changes, clip_each=True).method
+    moved = [(a - b).norm().item() for a, b in zip(start.parameters(), done.parameters(), strict=True)]
+    assert moved == pytest.approx([1e-3] * len(moved), rel=1e-2)
+
+
+@pytest.mark.parametrize("decay_1d", [True, False])
+def test_the_weight_decay_follows_its_schedule_where_there_is_one(decay_1d, tmp_path):
+    decays = []
+
+    def noted(optimizer, *_):
+        decays.append([group["weight_decay"] for group in optimizer.param_groups])
+
+    hook = register_optimizer_step_pre_hook(noted)
+    settings = make_fit(CASE, steps=4, weight_decay=0.04, weight_decay_end=0.4, decay_1d=decay_1d, checkpoint_every=2)
+    try:
+        fit(make_method(CASE), vector_pairs(), fit=settings, run_dir=tmp_path)
+    finally:
+        hook.remove()
+    scheduled = [0.4 - 0.36 * 0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    assert [row[0] for row in decays] == pytest.approx(scheduled)
+    assert all(row[1:] == ([] if decay_1d else [0.0]) for row in decays)
+
+
+def test_the_runs_seed_is_not_the_processes(tmp_path):
+    class Seeds(ToyMoCo):
+        seen: ClassVar = set()
+
+        def training_step(self, batch, progress, prepared=None):
+            self.seen.add((progress.run_seed, progress.seed))
+            return super().training_step(batch, progress)
+
+    torch.manual_seed(0)
+    fit(Seeds(), vector_pairs(), fit=make_fit(CASE, steps=2, seed=7), run_dir=tmp_path)
+    assert Seeds.seen == {(7, derive_seed(7, 0))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip_each": True}, "clip_each needs a clip_norm"),
+        ({"weight_decay": 0.0, "weight_decay_end": 0.1}, "weight_decay_end needs a weight_decay above 0"),
+    ],
+)
+def test_settings_that_need_another_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        make_fit(CASE, **changes)
 
 
 def test_bfloat16_autocast_is_used_and_resumes(tmp_path):

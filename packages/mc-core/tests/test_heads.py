@@ -113,6 +113,18 @@ def test_prototypes_are_unit_again_in_the_next_forward(change):
     torch.testing.assert_close(norms(prototypes), torch.ones(5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalising_again_changes_no_bit(dtype):
+    prototypes = Prototypes(513, 2000).to(dtype)
+    with torch.no_grad():
+        prototypes.weight.mul_(torch.logspace(-6, 6, 2000, dtype=dtype)[:, None])
+    prototypes.normalise()
+    before = prototypes.weight.detach().clone()
+    torch.testing.assert_close(norms(prototypes), torch.ones(2000, dtype=dtype))
+    prototypes.normalise()
+    assert torch.equal(prototypes.weight, before)
+
+
 def test_several_passes_share_one_backward():
     prototypes, z = Prototypes(6, 5), torch.randn(3, 6, requires_grad=True)
     (prototypes(z).sum() + prototypes(z * 2).sum()).backward()

@@ -487,6 +487,14 @@ def test_rows_sum_to_one_and_are_finite_at_any_epsilon(epsilon):
     assert not codes.requires_grad
 
 
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_logarithms_hold_where_every_exponential_underflows(iterations):
+    scores = unit(64, 6) @ unit(30, 6, seed=7).T
+    scores[:, 0], scores[0] = -1.0, -1.0
+    found = sinkhorn_assignments(scores.float(), epsilon=0.005, iterations=iterations)
+    same(found.double(), official_sinkhorn(scores, 0.005, iterations), 1e-3)
+
+
 def test_balance_improves_with_iterations():
     scores = cosines(300, 10)
     errors = [(sinkhorn_assignments(scores, iterations=n).sum(0) / 30 - 1).abs().max().item() for n in (1, 3, 10, 100)]

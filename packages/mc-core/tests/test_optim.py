@@ -10,7 +10,7 @@ from torch import nn
 
 from mc_core.engine.config import Fit
 from mc_core.errors import ConfigError
-from mc_core.optim import LARS, build_optimizer
+from mc_core.optim import LARS, build_optimizer, clip_each_gradient
 
 LR, MOMENTUM, DECAY, TRUST = 0.3, 0.9, 0.02, 0.01
 
@@ -166,3 +166,16 @@ def test_a_fit_builds_its_optimizer(fit, kind, expected):
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ConfigError, match="nothing to train"):
         build_optimizer([{"params": []}], Fit())
+
+
+def test_each_gradient_is_clipped_by_its_own_norm():
+    params = parameters()
+    norms = [0.5, 7.0, 3.0, 2.9, 100.0]
+    for p, g, norm in zip(params, gradients(0), norms, strict=True):
+        p.grad = g * (norm / g.norm())
+    directions = [p.grad / p.grad.norm() for p in params]
+    params.append(nn.Parameter(torch.zeros(2)))  # took no part
+    clip_each_gradient(params, 3.0)
+    for p, direction, norm in zip(params[:-1], directions, norms, strict=True):
+        torch.testing.assert_close(p.grad, direction * min(norm, 3.0), rtol=1e-6, atol=0)
+    assert params[-1].grad is None

@@ -11,7 +11,7 @@ import pytest
 
 from mc_core.engine.config import Fit
 from mc_core.errors import ConfigError
-from mc_core.schedules import learning_rate_factor
+from mc_core.schedules import learning_rate_factor, weight_decay_factor
 
 SPE, EPOCHS = 10, 200
 TOTAL = SPE * EPOCHS
@@ -94,3 +94,14 @@ def test_numbers_out_of_range_are_named(step, per_epoch, total):
 def test_importing_it_does_not_import_torch():
     code = "import sys, mc_core.schedules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weight_decay_follows_half_a_cosine_to_its_end():
+    fit = Fit(weight_decay=0.04, weight_decay_end=0.4, warmup_epochs=10)
+    for step in range(0, 101, 5):
+        expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * step / 100))  # DINO's schedule
+        assert 0.04 * weight_decay_factor(fit, step, 100) == pytest.approx(expected)
+    assert weight_decay_factor(Fit(weight_decay=0.04), 50, 100) == 1.0
+    assert weight_decay_factor(Fit(weight_decay=0.04, weight_decay_end=0.0), 100, 100) == pytest.approx(0.0)
+    with pytest.raises(ConfigError, match="step 101 of 100"):
+        weight_decay_factor(fit, 101, 100)

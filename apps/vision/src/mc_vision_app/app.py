@@ -10,6 +10,7 @@ from cyclopts import App, Group, Parameter
 
 from mc_core.cli import call_app
 from mc_core.engine.config import Fit
+from mc_core.errors import ConfigError
 from mc_vision import __version__
 from mc_vision.methods import METHODS
 from mc_vision.recipe import ViewOptions, system_of
@@ -47,26 +48,39 @@ def evaluate(
     *,
     data: str | None = None,
     test: str | None = None,
-    protocol: Literal["knn", "linear"] = "knn",
+    protocol: Literal["knn", "linear", "cluster", "prompt-segmentation", "object-similarity", "propagation"] = "knn",
     k: int = 20,
     image_size: int | None = None,
     seed: int = 0,
     device: _Device = "auto",
     json: _Json = False,
 ) -> None:
-    """Measure a run's frozen features on labelled images, beside a random encoder and raw pixels.
+    """Measure a run's frozen features, beside honest baselines.
+
+    On labelled images (knn, linear, cluster), or on images with object masks and a vision transformer (the others).
 
     Args:
         run: Run folder, or a saved encoder.
-        data: Labelled images to learn from (class folders, tables, shards …). Default: the embedded sample.
+        data: Labelled images to learn from (class folders, tables, shards …), or images with masks (index PNGs, COCO
+            JSON, VOC, DAVIS). Default: the embedded sample.
         test: Labelled images to test on. Default: a fifth of DATA, held out.
-        protocol: knn: weighted nearest neighbours; linear: logistic regression on the features.
+        protocol: knn: weighted nearest neighbours; linear: logistic regression on the features; cluster: k-means without
+            labels, then compared with them; prompt-segmentation: IoU of what looks like one patch of an object;
+            object-similarity: patches within and between objects; propagation: masks through videos.
         k: Neighbours, for knn.
         image_size: Side in pixels. Default: that of training.
         seed: Of the split and the random encoder.
         device: Where to compute.
         json: Print one JSON object instead of a table.
     """
+    if protocol in ("prompt-segmentation", "object-similarity", "propagation"):
+        from mc_vision_app.evaluate_patches import run_evaluate_patches
+
+        if test is not None:
+            raise ConfigError(f"--test is for labelled images; {protocol} takes all it needs from --data")
+        run_evaluate_patches(run, protocol=protocol, data=data, size=image_size, seed=seed, device=device, as_json=json)
+        return
+
     from mc_vision_app.evaluate import run_evaluate
 
     run_evaluate(
@@ -128,6 +142,50 @@ def export(
     from mc_vision_app.export import run_export
 
     run_export(run, format=format, out=out, size=image_size, as_json=json)
+
+
+@app.command
+def segment(
+    run: Path,
+    /,
+    *images: Path,
+    point: list[str] | None = None,
+    threshold: str = "auto",
+    mask: list[Path] | None = None,
+    mask_id: int | None = None,
+    out: Path | None = None,
+    image_size: int | None = None,
+    device: _Device = "auto",
+    json: _Json = False,
+) -> None:
+    """Point at something in a photo and get its mask: all that looks like the patch under the point.
+
+    Args:
+        run: Run folder, or a saved encoder: of a vision transformer.
+        images: Photos to segment.
+        point: x,y in pixels from the top left. Several: all that looks like any of them.
+        threshold: Least cosine similarity, or auto: the split of the similarity map that separates it best (Otsu).
+        mask: A PNG mask per image, to measure the IoU with.
+        mask_id: The number of the object in the masks. Default: all numbers but 0 and 255.
+        out: Folder for NAME-mask.png and NAME-overlay.png. Default: beside the image.
+        image_size: Longer side in pixels that the encoder sees. Default: 480, or that of training if it was below 160.
+        device: Where to compute.
+        json: Print one JSON object instead of a table.
+    """
+    from mc_vision_app.segment import run_segment
+
+    run_segment(
+        run,
+        images,
+        points=point or [],
+        threshold=threshold,
+        masks=mask or [],
+        mask_id=mask_id,
+        out=out,
+        size=image_size,
+        device=device,
+        as_json=json,
+    )
 
 
 @app.command

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mc_core.cli import Clock, Result, Status
 from mc_core.errors import ConfigError
+from mc_vision.clustering import cluster
 from mc_vision.data import ImageSource, open_source, split_source
 from mc_vision.data.source import align_labels
 from mc_vision.encoders import TimmEncoder
@@ -39,12 +41,16 @@ def run_evaluate(
     encoders = {"trained": encoder_of(opened.encoder), "random_encoder": encoder_of(fresh), "raw_pixels": raw_pixels}
     train_data, test_data = opened.eval_data(bank, size), opened.eval_data(asked, size)
     with Status(f"{protocol} on {len(bank)} + {len(asked)} images"):
+        more: dict[str, Any] = {"train_images": len(bank), "test_images": len(asked), "step": opened.step}
         if protocol == "knn":
             scores = knn(encoders, train_data, test_data, k=k, device=target)
-        else:
+        elif protocol == "linear":
             scores = linear(encoders, train_data, test_data, device=target)
+        else:
+            clusters = cluster(encoders, train_data, test_data, seed=seed, device=target)
+            scores = {name: result.scores.accuracy for name, result in clusters.items()}
+            more["clusters"] = {name: result.to_dict() for name, result in clusters.items()}
     metric = f"{protocol}_accuracy"
-    more = {"train_images": len(bank), "test_images": len(asked), "step": opened.step}
     trained = scores.pop("trained")
     found = Result(metric, trained, scores, run=run, seconds=clock.seconds(), more=more)
     found.write(run, f"evaluate-{protocol}.json")

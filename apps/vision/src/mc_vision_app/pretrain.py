@@ -19,6 +19,7 @@ from mc_core.distributed import rank
 from mc_core.engine import Fit, fit
 from mc_core.engine.distribution import join_processes
 from mc_core.errors import ConfigError, DataError
+from mc_core.export import save_model
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
 from mc_vision.data import ArraySource, ImageSource, open_source, split_source, take
@@ -159,6 +160,9 @@ def pretrain(
         return None
     trained = result.method
     assert isinstance(trained, ImageMethod)
+    for name, encoder in trained.encoders().items():
+        if encoder is not trained.encoder:
+            save_model(encoder, run_dir / f"model-{name}")
     with Status("measuring beside the baselines"):
         metric, scores = measure(recipe, trained, train, test)
     more = {
@@ -171,7 +175,7 @@ def pretrain(
     found = Result(metric, scores["trained"], baselines, run=run_dir, seconds=clock.seconds(), more=more)
     found.write(run_dir)
     with Status("writing the report"):
-        figures = [("What the network sees: originals and two random views of each", run_dir / "views.png")]
+        figures = [("What the network sees: originals and random views of each", run_dir / "views.png")]
         view_sheet(data, list(islice(_readable(train), 6)), seed=recipe.fit.seed).save(run_dir / "views.png")
         if test is not None:
             encode = encoder_of(trained.encoder)

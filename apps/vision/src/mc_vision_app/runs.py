@@ -35,14 +35,23 @@ class OpenedRun:
     recipe: Recipe[Any] | None
     step: int | None
 
+    def other_encoders(self, device: torch.device) -> dict[str, TimmEncoder]:
+        """Further encoders that the run kept, by name (MMC: the student, where the teacher is the run's encoder)."""
+        folders = sorted(self.folder.glob("model-*/config.json"))
+        found = {path.parent.name.removeprefix("model-"): load_model(path.parent) for path in folders}
+        return {n: e.eval().to(device) for n, e in found.items() if isinstance(e, TimmEncoder)}
+
+    def trained_on(self) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        """Side of the views it was trained on, and the mean and standard deviation they were normalised with."""
+        if self.recipe is None:
+            return self.encoder.config.image_size or 224, IMAGENET_MEAN, IMAGENET_STD
+        view = self.recipe.views.views().views[0]
+        return view.size, view.mean, view.std
+
     def eval_data(self, source: ImageSource, size: int | None = None) -> EvalDataset:
         """``source`` as this encoder is to see it."""
-        if self.recipe is None:
-            size = size or self.encoder.config.image_size or 224
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-        else:
-            view = self.recipe.views.views().views[0]
-            size, mean, std = size or view.size, view.mean, view.std
+        trained, mean, std = self.trained_on()
+        size = size or trained
         ratio = 1.0 if size <= 64 else 256 / 224
         return EvalDataset(source, size, resize_ratio=ratio, mean=mean, std=std, channels=self.encoder.config.channels)
 

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mc_core.errors import ConfigError, closest
@@ -169,8 +168,11 @@ class Prototypes(nn.Linear):
 
     @torch.no_grad()
     def normalise(self) -> None:
-        """Bring the rows back to length 1, in place."""
-        self.weight.copy_(F.normalize(self.weight, dim=1))
+        """Bring the rows back to length 1, in place. Those that have it stay as they are: doing it again changes no bit."""
+        length_P1 = self.weight.norm(dim=1, keepdim=True)
+        close = 8 * torch.finfo(torch.promote_types(self.weight.dtype, torch.float32)).eps
+        unit_PD = self.weight / length_P1.clamp_min(1e-12)
+        self.weight.copy_(torch.where((length_P1 - 1).abs() <= close, self.weight, unit_PD))
         self._normalised = self._stamp()
 
     def _stamp(self) -> tuple[int, int]:

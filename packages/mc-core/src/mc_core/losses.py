@@ -442,8 +442,8 @@ def sinkhorn_assignments(
     """Soft assignments of samples to prototypes that use all prototypes about equally (SwAV's codes).
 
     Each iteration gives every prototype an equal share of the samples, then every sample a sum of 1. Computed in
-    float32 outside autocast: by scaling ``exp((S − 1)/ε)`` for ε ≥ 0.03, in the log domain below, where that
-    underflows.
+    float32 outside autocast: by scaling ``exp((S − 1)/ε)`` for ε ≥ 0.03; below, where that underflows, the first
+    iteration is done in the log domain.
 
     Args:
         scores: (B, P) cosines of samples and prototypes, or (V, B, P) for several independent problems at once.
@@ -486,15 +486,20 @@ def _sinkhorn_scaling(kernel_BP: Tensor, iterations: int, across: bool) -> Tenso
 
 
 def _sinkhorn_log(log_kernel_BP: Tensor, iterations: int, across: bool) -> Tensor:
-    sample_B1, mass_1P = torch.zeros_like(log_kernel_BP[..., :1]), torch.zeros_like(log_kernel_BP[..., :1, :])
-    for _ in range(iterations):
-        mass_1P = (log_kernel_BP + sample_B1).logsumexp(-2, keepdim=True)
-        if across:
-            peak_1P = mass_1P.clone()
-            dist.all_reduce(peak_1P, op=dist.ReduceOp.MAX)
-            mass_1P = peak_1P + all_reduce_sum((mass_1P - peak_1P).exp()).log()
-        sample_B1 = -(log_kernel_BP - mass_1P).logsumexp(-1, keepdim=True)
-    return (log_kernel_BP + sample_B1 - mass_1P).exp_()
+    """Overwrites its argument. The first iteration in the log domain; the others scale what it leaves.
+
+    Nothing underflows then: each column, summing to 1, had an entry of at least 1/B, and no row of P such entries is divided
+    by more than P.
+    """
+    peak_1P = log_kernel_BP.amax(-2, keepdim=True)
+    if across:
+        dist.all_reduce(peak_1P, op=dist.ReduceOp.MAX)
+    log_kernel_BP.sub_(peak_1P)
+    # log-sum-exp, but for subnormal terms, which are slow on a CPU and nothing beside the 1 of the peak
+    mass_1P = log_kernel_BP.clamp(min=-80.0).exp_().sum(-2, keepdim=True)
+    mass_1P = all_reduce_sum(mass_1P) if across else mass_1P
+    kernel_BP = log_kernel_BP.sub_(mass_1P.log_()).softmax(-1)
+    return _sinkhorn_scaling(kernel_BP, iterations - 1, across) if iterations > 1 else kernel_BP
 
 
 def swapped_prediction(

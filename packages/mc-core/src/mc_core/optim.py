@@ -113,6 +113,38 @@ def _trusted(pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> list[
     return gradients
 
 
+@torch.no_grad()
+def clip_each_gradient(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """Scale every gradient by ``min(1, max_norm / ‖g‖)``, each by its own norm, in place and without waiting.
+
+    Unlike ``torch.nn.utils.clip_grad_norm_``, one large gradient does not shrink the others. Sharded gradients (FSDP2)
+    are clipped by the norm of the whole tensor.
+
+    Args:
+        parameters: those without a gradient are skipped.
+        max_norm: > 0.
+
+    Source: the released code of DINO (Caron et al. 2021, arXiv:2104.14294), ``clip_gradients``.
+
+    >>> weight, bias = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
+    >>> weight.grad, bias.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.5])
+    >>> clip_each_gradient([weight, bias], 1.0)
+    >>> weight.grad, bias.grad
+    (tensor([0.6000, 0.8000]), tensor([0.5000]))
+    """
+    trained = [p for p in parameters if p.grad is not None]
+    whole: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for p in trained:
+        assert p.grad is not None
+        if hasattr(p.grad, "to_local"):
+            torch.nn.utils.clip_grad_norm_([p], max_norm)
+        else:
+            whole.setdefault((p.grad.device, p.grad.dtype), []).append(p.grad)
+    for gradients in whole.values():
+        norms = torch.stack(torch._foreach_norm(gradients))
+        torch._foreach_mul_(gradients, (max_norm / (norms + 1e-6)).clamp(max=1.0).unbind())
+
+
 def build_optimizer(groups: Iterable[dict[str, Any]], fit: Fit) -> Optimizer:
     """The optimizer ``fit.optimizer`` names, at the peak learning rate ``fit.lr_at_batch()``.
 
@@ -140,7 +172,11 @@ def build_optimizer(groups: Iterable[dict[str, Any]], fit: Fit) -> Optimizer:
     )
     how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
     if fit.optimizer == "sgd":
-        return SGD(groups, lr, momentum=fit.momentum, weight_decay=fit.weight_decay, **how)
+        sgd = SGD(groups, lr, momentum=fit.momentum, weight_decay=fit.weight_decay, **how)
+        if fused and fit.momentum:  # which fails where a first gradient comes later than those of other parameters
+            for p in _all(groups):
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     if fit.optimizer == "lars":
         return LARS(
             groups,

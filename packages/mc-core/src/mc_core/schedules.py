@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step. Imports no torch."""
+"""Learning rate and weight decay as functions of the step. Imports no torch."""
 
 from __future__ import annotations
 
@@ -57,3 +57,32 @@ def learning_rate_factor(fit: Fit, step: int, steps_per_epoch: int, total_steps:
     decaying = max(total_steps - warmup, 1)
     progress = max(position - warmup, 0.0) / decaying
     return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def weight_decay_factor(fit: Fit, step: int, total_steps: int) -> float:
+    """What the weight decay is multiplied by during the optimizer step after ``step`` finished ones.
+
+    Half a cosine from 1 at the start to ``weight_decay_end / weight_decay`` at the end of the run, without warm-up; 1
+    where ``fit.weight_decay_end`` is not set.
+
+    Args:
+        fit: the run's configuration.
+        step: optimizer steps finished, 0 ≤ step ≤ total_steps.
+        total_steps: of the whole run, at least 1.
+
+    Raises:
+        ConfigError: numbers out of these ranges.
+
+    Source: Caron et al. 2021 (DINO, arXiv:2104.14294), section 3.2 and the released code.
+
+    >>> from mc_core.engine.config import Fit
+    >>> fit = Fit(weight_decay=0.04, weight_decay_end=0.4)
+    >>> [round(0.04 * weight_decay_factor(fit, step, 100), 3) for step in (0, 50, 100)]
+    [0.04, 0.22, 0.4]
+    """
+    if total_steps < 1 or not 0 <= step <= total_steps:
+        raise ConfigError(f"step {step} of {total_steps}: a run has at least one step, and the step lies within it")
+    if fit.weight_decay_end is None:
+        return 1.0
+    end = fit.weight_decay_end / fit.weight_decay
+    return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * step / total_steps))

@@ -80,7 +80,20 @@ class TimmEncoder(nn.Module):
             DataError: as in :meth:`forward`.
         """
         self._check(x_BCHW)
+        return self._patches(self.backbone.forward_features(self._laid_out(x_BCHW)))
+
+    def forward_both(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) pooled features as in :meth:`forward` and (B, N, D) patches as in :meth:`forward_tokens`, in one pass.
+
+        Raises:
+            ConfigError, DataError: as these do.
+        """
+        self._check(x_BCHW)
         features = self.backbone.forward_features(self._laid_out(x_BCHW))
+        patches_BND = self._patches(features)
+        return self.backbone.forward_head(features), patches_BND
+
+    def _patches(self, features: Tensor) -> Tensor:
         if features.ndim != 3:
             raise ConfigError(f"backbone '{self.config.backbone}' has no patch tokens: take a vision transformer")
         return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
@@ -92,7 +105,7 @@ class TimmEncoder(nn.Module):
         """
         if self._transformer or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
             return x_BCHW
-        if self.training and any(isinstance(m, SplitBatchNorm) for m in self.modules()):
+        if self.training and any(isinstance(m, SplitBatchNorm) and m.splits > 1 for m in self.modules()):
             return x_BCHW
         return x_BCHW.contiguous(memory_format=torch.channels_last)
 
@@ -107,6 +120,7 @@ class TimmEncoder(nn.Module):
         patch = getattr(embed, "patch_size", None)
         if patch is None:
             return
+        patch = (patch, patch) if isinstance(patch, int) else patch
         height, width = x_BCHW.shape[2:]
         if height % patch[0] or width % patch[1]:
             raise DataError(f"encoder '{name}' takes multiples of {patch[0]}×{patch[1]} pixels, got {height}×{width}")
@@ -203,6 +217,8 @@ def _build_timm(config: EncoderConfig, *, download: bool) -> Any:
     family = timm.models.model_entrypoint(name).__module__
     if family in _ANY_SIZE:
         options["dynamic_img_size"] = True
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
     if family == "timm.models.resnet":
         options["zero_init_last"] = config.zero_init_residual  # timm's own default is true
     try:
@@ -289,7 +305,9 @@ _MOCO_VITS = {
 }
 
 
-def moco_v3_vit(name: str, *, image_size: int | tuple[int, int] | None = None, channels: int = 3) -> VisionTransformer:
+def moco_v3_vit(
+    name: str, *, image_size: int | tuple[int, int] | None = None, channels: int = 3, drop_path: float = 0.0
+) -> VisionTransformer:
     """A vision transformer as MoCo v3 trains it (Chen, Xie, He 2021, arXiv:2104.02057, section 4 and appendix A).
 
     Positions are fixed sines and cosines; the patch projection is random and stays so; linear layers start
@@ -300,6 +318,7 @@ def moco_v3_vit(name: str, *, image_size: int | tuple[int, int] | None = None, c
             ``moco-vit-tiny-8``.
         image_size: in pixels, a multiple of the patch; (height, width) or one number. Default: 224, tiny: 32.
         channels: of the images.
+        drop_path: stochastic depth of the last block, in [0, 1).
 
     Raises:
         ConfigError: an unknown name, or a size that patches do not fill.
@@ -321,6 +340,7 @@ def moco_v3_vit(name: str, *, image_size: int | tuple[int, int] | None = None, c
         num_heads=shape.heads,
         norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
         dynamic_img_size=True,
+        drop_path_rate=drop_path,
     )
     with torch.no_grad():
         for path, module in vit.named_modules():
@@ -396,6 +416,8 @@ class SmallResNet(nn.Module):
 
 
 def _small_resnet(config: EncoderConfig, width: int) -> nn.Module:
+    if config.drop_path:
+        raise ConfigError(f"'{config.backbone}' has no stochastic depth: leave drop_path at 0")
     return SmallResNet(
         width, config.channels, pool=not config.uses_cifar_stem, zero_init_residual=config.zero_init_residual
     )
@@ -404,7 +426,9 @@ def _small_resnet(config: EncoderConfig, width: int) -> nn.Module:
 def _moco_vit(config: EncoderConfig) -> nn.Module:
     if config.cifar_stem is True:
         raise ConfigError(f"cifar_stem is for ResNets; '{config.backbone}' is a transformer: leave it at 'auto'")
-    return moco_v3_vit(config.backbone, image_size=config.image_size, channels=config.channels)
+    return moco_v3_vit(
+        config.backbone, image_size=config.image_size, channels=config.channels, drop_path=config.drop_path
+    )
 
 
 OWN_BACKBONES: dict[str, Callable[[EncoderConfig], nn.Module]] = {

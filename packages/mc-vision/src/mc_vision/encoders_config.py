@@ -35,6 +35,9 @@ class EncoderConfig(StrictModel):
     zero_init_residual: bool = False
     """Start the last normalisation of each residual branch of a ResNet at zero (MoCo v3)."""
 
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Stochastic depth: the probability of skipping the last residual branch in training, rising linearly from 0."""
+
     @property
     def uses_cifar_stem(self) -> bool:
         """What ``cifar_stem`` comes to for a ResNet."""

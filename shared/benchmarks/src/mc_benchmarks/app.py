@@ -55,6 +55,19 @@ def queue_loss(*, repeats: int = 15, device: _Device = "cpu") -> None:
 
 
 @app.command
+def sinkhorn(*, repeats: int = 15, device: _Device = "cpu") -> None:
+    """Time, passes over memory and error of SwAV's assignments beside the literal form.
+
+    Args:
+        repeats: Rounds.
+        device: Where.
+    """
+    from mc_benchmarks.sinkhorn import run_sinkhorn
+
+    run_sinkhorn(repeats=repeats, device=device)
+
+
+@app.command
 def loader(*, images: int = 256, size: int = 224, workers: int = 2, repeats: int = 5) -> None:
     """Images per second from JPEG files to two views, beside torchvision.
 

@@ -130,11 +130,9 @@ def run_cifar(
         train = take(train, train_images)
     sets = (train, test)
     scores: dict[str, list[float]] = {}
-    minutes: dict[str, list[float]] = {}
 
     def note(name: str, accuracy: float, seconds: float) -> None:
         scores.setdefault(name, []).append(accuracy)
-        minutes.setdefault(name, []).append(seconds / 60)
         print(f"{name}: kNN {accuracy:.2f} % after {seconds / 60:.1f} min", flush=True)
 
     recipe: Recipe[Any] | None = None
@@ -166,7 +164,6 @@ def run_cifar(
             values={
                 "kNN % (mean)": float(found.mean()),
                 "sd": float(found.std(ddof=1)) if len(found) > 1 else None,
-                "minutes": float(np.mean(minutes[name])) or None,
                 "seeds": str(len(found)),
             },
         )
@@ -187,7 +184,7 @@ def run_cifar(
             "test_images": len(test),
         },
         environment=environment(target),
-        columns=["kNN % (mean)", "sd", "minutes", "seeds"],
+        columns=["kNN % (mean)", "sd", "seeds"],
         rows=[row(name) for name in names],
         reading=reading + ".",
     )

@@ -46,6 +46,8 @@ class Fit(StrictModel):
     """Betas of Adam and AdamW."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Weight decay."""
+    weight_decay_end: float | None = Field(default=None, ge=0)
+    """Where the weight decay arrives at the end of the run, along half a cosine; default: it stays."""
     decay_1d: bool = True
     """Also decay biases and normalisation weights (LARS never does)."""
     trust_coefficient: float = Field(default=0.001, gt=0)
@@ -61,7 +63,9 @@ class Fit(StrictModel):
     decay_factor: float = Field(default=0.1, gt=0, le=1)
     """For `schedule: step`."""
     clip_norm: float | None = Field(default=None, gt=0)
-    """Clip the global gradient norm to this value."""
+    """Clip the gradient norm to this value."""
+    clip_each: bool = False
+    """Clip the norm of each parameter's gradient by itself, not that of all together (DINO's code and its descendants)."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; fp16 brings a loss scaler."""
@@ -105,6 +109,10 @@ class Fit(StrictModel):
                 f"batch_size {self.batch_size} does not divide into {self.accumulation} micro-batches; "
                 f"take a multiple of {self.accumulation}"
             )
+        if self.weight_decay_end is not None and self.weight_decay == 0:
+            raise ValueError("weight_decay_end needs a weight_decay above 0 to start from")
+        if self.clip_each and self.clip_norm is None:
+            raise ValueError("clip_each needs a clip_norm, such as 3.0")
         if not all(0 < m < 1 for m in self.milestones):
             raise ValueError(f"milestones {self.milestones} are fractions of the run, each between 0 and 1")
         return self

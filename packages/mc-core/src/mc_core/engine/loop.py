@@ -26,9 +26,9 @@ from mc_core.engine.run import BadSamples, Bar, StopRequest, TensorBoardLog, Thr
 from mc_core.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, McError
 from mc_core.export import save_model
 from mc_core.files import JsonlWriter, remove_partial, write_atomic
-from mc_core.optim import build_optimizer
+from mc_core.optim import build_optimizer, clip_each_gradient
 from mc_core.random import derive_seed
-from mc_core.schedules import learning_rate_factor
+from mc_core.schedules import learning_rate_factor, weight_decay_factor
 
 _log = logging.getLogger("mc_core")
 _QUIET_SECONDS = 30.0  # between the checkpoints that nobody asked for explicitly
@@ -133,11 +133,13 @@ class _Loop:
         self.distribution, self.evaluators = distribution, evaluators
         self.main = distribution.rank == 0
         total = fit.steps if fit.steps is not None else (fit.epochs or 1) * plan.steps_per_epoch
-        self.progress = Progress(0, total, plan.steps_per_epoch, fit.batch_size, derive_seed(fit.seed, plan.rank))
+        seed = derive_seed(fit.seed, plan.rank)
+        self.progress = Progress(0, total, plan.steps_per_epoch, fit.batch_size, seed, run_seed=fit.seed)
         groups = method.parameter_groups(fit.weight_decay, decay_1d=fit.decay_1d)
         if not any(group["params"] for group in groups):
             raise ConfigError(f"{type(method).__name__} has no trainable parameter")
         self.optimizer = build_optimizer(groups, fit)
+        self.decays = [group["weight_decay"] for group in self.optimizer.param_groups]  # before any schedule
         self.scaler = torch.amp.GradScaler(distribution.device.type, enabled=fit.precision == "fp16")
         self.checkpoints = CheckpointFolder(run_dir / "checkpoints", fit.keep_checkpoints)
         self.health = HealthMonitor(method)
@@ -312,6 +314,10 @@ class _Loop:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
+        if fit.weight_decay_end is not None:
+            factor = weight_decay_factor(fit, progress.step, progress.total_steps)
+            for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
+                group["weight_decay"] = decay * factor
         count = fit.accumulation
         micro = [self.next_batch(batches, i) for i in range(count)] if self.needs_all else None
         prepared = None
@@ -328,10 +334,12 @@ class _Loop:
                 self.scaler.scale(output.loss / count).backward()
             total += output.loss.detach() / count
             outputs.append(StepOutput(total, output.metrics, {n: f.detach() for n, f in output.features.items()}))
+        with torch.no_grad():
+            self.method.before_optimizer_step(progress)
         if fit.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, fit.clip_norm)
+            (clip_each_gradient if fit.clip_each else torch.nn.utils.clip_grad_norm_)(parameters, fit.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

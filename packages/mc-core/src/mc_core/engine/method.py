@@ -42,6 +42,8 @@ class Progress:
         steps_per_epoch: optimizer steps in one pass over the data.
         batch_size: samples per optimizer step (all processes and micro-batches).
         seed: of this process, for what must be drawn alike twice (see :mod:`mc_core.accumulation`).
+        run_seed: of the run, the same on every process: with ``batch["epoch"]`` and ``batch["index"]`` it makes
+            :class:`~mc_core.random.BatchRandom`, whose draws do not depend on how samples are divided.
     """
 
     step: int = 0
@@ -49,6 +51,7 @@ class Progress:
     steps_per_epoch: int = 1
     batch_size: int = 1
     seed: int = 0
+    run_seed: int = 0
 
     @property
     def epoch(self) -> int:
@@ -74,6 +77,7 @@ class Method(nn.Module):
         prepared = method.prepare_step(micro_batches, progress)      # under no_grad
         for batch in micro_batches:
             method.training_step(batch, progress, prepared).loss / n → backward
+        method.before_optimizer_step(progress)                       # gradients are complete
         optimizer.step()
         method.after_step(progress)                                  # moving averages and queues move here, once
 
@@ -97,6 +101,13 @@ class Method(nn.Module):
     def training_step(self, batch: Batch, progress: Progress, prepared: Any = None) -> StepOutput:
         """The loss of one micro-batch. Must not change state that a repeated step would change again."""
         raise NotImplementedError(f"{type(self).__name__} does not implement training_step")
+
+    def before_optimizer_step(self, progress: Progress) -> None:
+        """Called once per optimizer step, under ``no_grad``, when its gradients are complete and exchanged between processes.
+
+        Set a parameter's gradient to None here to leave it, its decay and its momentum out of the step: to freeze it in a
+        way that DDP does not notice. In fp16 gradients are still scaled.
+        """
 
     def after_step(self, progress: Progress) -> None:
         """Called once per optimizer step, after it, under ``no_grad``: move momentum encoders and queues here."""

@@ -9,6 +9,8 @@ METHODS = MethodTable(
         "dcl": ("mc_vision.methods.dcl.config:DCLConfig", "mc_vision.methods.dcl.model:DCL"),
         "dcl-queue": ("mc_vision.methods.dcl.config:DCLQueueConfig", "mc_vision.methods.dcl.model:DCLQueue"),
         "dcl-v3": ("mc_vision.methods.dcl.config:DCLV3Config", "mc_vision.methods.dcl.model:DCLV3"),
+        "swav": ("mc_vision.methods.swav.config:SwAVConfig", "mc_vision.methods.swav.model:SwAV"),
+        "mmc": ("mc_vision.methods.mmc.config:MMCConfig", "mc_vision.methods.mmc.model:MMC"),
     }
 )
 

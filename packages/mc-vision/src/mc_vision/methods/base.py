@@ -25,6 +25,10 @@ class ImageMethod(Method):
         assert isinstance(encoder, TimmEncoder)
         return encoder
 
+    def encoders(self) -> dict[str, TimmEncoder]:
+        """Encoders worth keeping besides :attr:`encoder`, by name; a run saves each as ``model-NAME``. Default: none."""
+        return {}
+
     def encode(self, batch: Batch) -> Tensor:
         """(B, num_features) backbone features of ``batch["image"]`` (B, C, H, W), not normalised."""
         return self.encoder(batch["image"])
