@@ -219,7 +219,7 @@ def test_export_for_timm(finished, tmp_path, command):
     assert call.startswith("timm.create_model(")
     model = eval(call, {"timm": timm}).eval()
     image = torch.rand(2, 3, 64, 64)
-    assert torch.equal(model(image), encoder(image))
+    torch.testing.assert_close(model(image), encoder(image), rtol=1e-4, atol=1e-5)  # the memory layout differs
 
     run, _ = finished  # of a backbone that timm has not
     done = command("export", run, "--out", tmp_path / "own.safetensors")

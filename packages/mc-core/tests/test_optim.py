@@ -149,6 +149,7 @@ def test_values_out_of_range_are_named(bad):
             LARS,
             {"lr": 0.6, "momentum": 0.8, "trust_coefficient": 0.002, "weight_decay": 1e-4, "exclude_1d": True},
         ),
+        (Fit(optimizer="lars", adapt_1d=True), LARS, {"exclude_1d": False}),
         (Fit(optimizer="adam", lr=1e-3, betas=(0.8, 0.9)), torch.optim.Adam, {"lr": 1e-3, "betas": (0.8, 0.9)}),
         (Fit(optimizer="adamw", lr=1e-3, weight_decay=0.1), torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
     ],

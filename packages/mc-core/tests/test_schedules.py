@@ -91,6 +91,12 @@ def test_numbers_out_of_range_are_named(step, per_epoch, total):
         learning_rate_factor(Fit(epochs=1), step, per_epoch, total)
 
 
+def test_a_warmup_from_and_a_cosine_to_other_rates_than_zero():
+    fit = Fit(epochs=10, warmup_epochs=2, warmup_from=0.0625, decay_to=0.001, lr=4.8)  # SwAV: from 0.3 to 4.8 to 0.0048
+    rates = [4.8 * learning_rate_factor(fit, step, 10, 100) for step in (0, 10, 20, 60, 100)]
+    assert rates == pytest.approx([0.3, 2.55, 4.8, (4.8 + 0.0048) / 2, 0.0048])
+
+
 def test_importing_it_does_not_import_torch():
     code = "import sys, mc_core.schedules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

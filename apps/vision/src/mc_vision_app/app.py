@@ -189,6 +189,34 @@ def segment(
 
 
 @app.command
+def demo(
+    run: Path,
+    /,
+    *,
+    index: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    image_size: int | None = None,
+    device: _Device = "auto",
+    browser: bool = False,
+) -> None:
+    """A page in the browser: click on a photo to see what looks like that spot; find similar images in a folder.
+
+    Args:
+        run: Run folder, or a saved encoder.
+        index: Images to search for neighbours (folder, table, shards …).
+        host: Address to listen on; 0.0.0.0 lets others in.
+        port: Port to listen on.
+        image_size: Longer side in pixels that the encoder sees. Default: as for segment.
+        device: Where to compute.
+        browser: Open the page in the browser.
+    """
+    from mc_vision_app.demo import run_demo
+
+    run_demo(run, index=index, host=host, port=port, size=image_size, device=device, browser=browser)
+
+
+@app.command
 def inspect(target: str, /, *, json: _Json = False) -> None:
     """Show what a run, a saved encoder or a data set holds.
 

@@ -184,6 +184,7 @@ def build_optimizer(groups: Iterable[dict[str, Any]], fit: Fit) -> Optimizer:
             momentum=fit.momentum,
             weight_decay=fit.weight_decay,
             trust_coefficient=fit.trust_coefficient,
+            exclude_1d=not fit.adapt_1d,
         )
     kind = {"adam": Adam, "adamw": AdamW}[fit.optimizer]
     return kind(groups, lr, betas=fit.betas, weight_decay=fit.weight_decay, **how)

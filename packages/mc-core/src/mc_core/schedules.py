@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def learning_rate_factor(fit: Fit, step: int, steps_per_epoch: int, total_steps: int) -> float:
     """What the peak learning rate is multiplied by during the optimizer step after ``step`` finished ones.
 
-    * warm-up: linear from 0 over ``fit.warmup_epochs``, always moving every step (once an epoch it would waste the
-      first one at 0). A run that ends during its warm-up never reaches the peak.
-    * ``cosine``: half a cosine from 1 at the end of the warm-up to 0 at the end of the run.
+    * warm-up: linear from ``fit.warmup_from`` over ``fit.warmup_epochs``, always moving every step (once an epoch it would
+      waste the first one at 0). A run that ends during its warm-up never reaches the peak.
+    * ``cosine``: half a cosine from 1 at the end of the warm-up to ``fit.decay_to`` at the end of the run.
     * ``step``: times ``decay_factor`` from each milestone on; milestones are fractions of the run, warm-up included.
     * ``constant``: 1.
 
@@ -48,7 +48,7 @@ def learning_rate_factor(fit: Fit, step: int, steps_per_epoch: int, total_steps:
         )
     warmup = fit.warmup_epochs * steps_per_epoch
     if step < warmup:
-        return step / warmup
+        return fit.warmup_from + (1.0 - fit.warmup_from) * step / warmup
     if fit.schedule == "constant":
         return 1.0
     position = step - step % steps_per_epoch if fit.schedule_every == "epoch" else step
@@ -56,7 +56,7 @@ def learning_rate_factor(fit: Fit, step: int, steps_per_epoch: int, total_steps:
         return fit.decay_factor ** sum(milestone <= position / total_steps for milestone in fit.milestones)
     decaying = max(total_steps - warmup, 1)
     progress = max(position - warmup, 0.0) / decaying
-    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return fit.decay_to + (1.0 - fit.decay_to) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def weight_decay_factor(fit: Fit, step: int, total_steps: int) -> float:

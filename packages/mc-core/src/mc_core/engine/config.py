@@ -49,15 +49,21 @@ class Fit(StrictModel):
     weight_decay_end: float | None = Field(default=None, ge=0)
     """Where the weight decay arrives at the end of the run, along half a cosine; default: it stays."""
     decay_1d: bool = True
-    """Also decay biases and normalisation weights (LARS never does)."""
+    """Also decay biases and normalisation weights (LARS only with `adapt_1d`)."""
     trust_coefficient: float = Field(default=0.001, gt=0)
     """Trust coefficient of LARS."""
+    adapt_1d: bool = False
+    """LARS also scales and decays biases and normalisation weights, as SwAV's LARC does; MoCo v3's and SimCLR's does not."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Learning-rate schedule after warm-up."""
     schedule_every: Literal["step", "epoch"] = "step"
     """Whether the rate moves every optimizer step or once an epoch (the MoCo v1/v2 scripts do the latter)."""
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Linear warm-up from 0, in epochs (fractions allowed)."""
+    """Linear warm-up, in epochs (fractions allowed)."""
+    warmup_from: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak rate at which the warm-up begins."""
+    decay_to: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak rate at which `schedule: cosine` ends."""
     milestones: tuple[float, ...] = (0.6, 0.8)
     """For `schedule: step`: fractions of the run at which the rate is multiplied by `decay_factor`."""
     decay_factor: float = Field(default=0.1, gt=0, le=1)
