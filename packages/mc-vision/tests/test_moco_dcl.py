@@ -86,6 +86,22 @@ def test_symmetric_moco_is_the_sum_of_both_directions_and_enqueues_both():
     assert len(method.queue.features) == 8 + 12
 
 
+def test_the_keys_of_all_micro_batches_of_a_step_enter_the_queue():
+    method = built(MoCo, MoCoConfig, queue_size=16)
+    for micro in (0, 1):
+        method.training_step({**batch_of(3, micro), "micro": micro}, PROGRESS)
+    assert len(method.queue.features) == 0  # not before the step is done
+    with torch.no_grad():
+        keys = [unit_rows(method.momentum_encoder(batch_of(3, micro)["view_2"])) for micro in (0, 1)]
+    method.after_step(PROGRESS)
+    torch.testing.assert_close(
+        method.queue.in_order()[0].double(),
+        torch.tensor([*keys[0], *keys[1]], dtype=torch.float64),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
 def test_moco_leaves_queue_entries_with_the_querys_id_out():
     method = built(MoCo, MoCoConfig, queue_size=6, exclude_same_id=True)
     first = batch_of(6, 1, ids=[0, 1, 2, 3, 4, 5])
