@@ -68,7 +68,8 @@ def evaluate(
             labels, then compared with them; prompt-segmentation: IoU of what looks like one patch of an object;
             object-similarity: patches within and between objects; propagation: masks through videos.
         k: Neighbours, for knn.
-        image_size: Side in pixels. Default: that of training.
+        image_size: Side in pixels. Default: that of training; with masks 480, or for encoders trained on small views their
+            size, at least 12 patches.
         seed: Of the split and the random encoder.
         device: Where to compute.
         json: Print one JSON object instead of a table.

@@ -17,11 +17,13 @@ from mc_vision.patch_evaluation import PatchProtocol, PatchResult, evaluate_patc
 from mc_vision.patch_figures import similarity_histograms, threshold_curves
 from mc_vision.patches import patch_size, random_twin
 from mc_vision.propagation import evaluate_propagation
-from mc_vision_app.runs import OpenedRun, open_run, pick_device
+from mc_vision_app.runs import open_run, pick_device
 
 PATCH_PROTOCOLS = ("prompt-segmentation", "object-similarity", "propagation")
 _SCENES = 200
-_LARGE_VIEW = 160  # encoders trained on views at least so large are measured at 480 pixels, as MMC's are
+_LARGE_VIEW = 160  # encoders trained on views at least so large are measured at 480 pixels
+_PATCHES = 12  # others at the size of their views, or at so many patches a side: fewer hold no objects
+_SIDE = PatchProtocol().size
 
 
 def run_evaluate_patches(
@@ -32,10 +34,10 @@ def run_evaluate_patches(
     target = pick_device(device)
     opened = open_run(run, target)
     patch = patch_size(opened.encoder)
-    masks = _masks(opened, data, protocol, size)
     side, mean, std = opened.trained_on()
     if size is None:
-        size = _SIDE if data is not None and side >= _LARGE_VIEW else side
+        size = _SIDE if side >= _LARGE_VIEW else max(side, _PATCHES * patch)
+    masks = _masks(data, protocol, size)
     encoders: dict[str, nn.Module] = {"trained": opened.encoder, **opened.other_encoders(target)}
     fields: dict[str, Any] = {
         "protocol": protocol,
@@ -77,17 +79,14 @@ def run_evaluate_patches(
     return fields
 
 
-_SIDE = PatchProtocol().size
-
-
-def _masks(opened: OpenedRun, data: str | None, protocol: str, size: int | None) -> MaskedImages:
+def _masks(data: str | None, protocol: str, size: int) -> MaskedImages:
     if data is not None:
         with Status(f"reading {data}"):
             return open_masks(data)
     if protocol == "propagation":
         raise ConfigError("--protocol propagation needs --data: videos with masks, in the layout of DAVIS")
     with Status("composing the embedded sample"):
-        return MaskedScenes(_SCENES, size=size or max(opened.trained_on()[0], 64))
+        return MaskedScenes(_SCENES, size=size)
 
 
 def _segmentation_table(results: Mapping[str, PatchResult]) -> tuple[list[str], list[tuple[str, ...]]]:
