@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mc_core.errors import ConfigError, DataError
-from mc_core.queue import FeatureQueue
+from mc_core.queue import FeatureQueue, PendingKeys
 
 
 def rows(*values: float) -> torch.Tensor:
@@ -175,3 +175,22 @@ def test_a_queue_that_cannot_be(arguments, message):
     size, dim, *dtype = arguments
     with pytest.raises(ConfigError, match=message):
         FeatureQueue(size, dim, **({"dtype": dtype[0]} if dtype else {}))
+
+
+def test_pending_keys_are_those_of_one_step_in_order():
+    pending = PendingKeys()
+    assert pending.take() is None
+    left = torch.full((2, 3), 9.0, requires_grad=True)
+    pending.add(1, left, torch.tensor([9, 9]))  # its step never ended: the run was interrupted, or the loss not finite
+    first, second = torch.zeros(2, 3), torch.ones(1, 3)
+    pending.add(2, first, torch.tensor([4, 5]))
+    pending.add(2, second, torch.tensor([6]))
+    keys, ids = pending.take()
+    assert torch.equal(keys, torch.cat([first, second]))
+    assert ids.tolist() == [4, 5, 6]
+    assert pending.take() is None
+    pending.add(2, left)
+    assert not pending.take()[0].requires_grad
+    pending.add(3, torch.zeros(2, 4, 3))  # of two views: rows of each follow each other
+    pending.add(3, torch.ones(2, 1, 3))
+    assert pending.take()[0].sum(-1).tolist() == [[0, 0, 0, 0, 3]] * 2

@@ -459,3 +459,17 @@ def test_the_figures_that_show_a_stuck_run_are_logged(tmp_path):
     line = read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]
     assert line["loss_share"] == pytest.approx(line["loss"] / math.log(5), rel=1e-5)
     assert 0 < line["code_entropy_share"] <= 1
+    assert 0 < line["usage_share"] <= 1 + 1e-6
+
+
+def test_unbalanced_targets_are_the_softmax_and_may_all_be_one_prototype():
+    scores = torch.zeros(2, 4, 5)
+    scores[..., 2] = 0.9  # every sample is nearest to one prototype
+    plain, balanced = built(balanced=False), built()
+    expected = (scores / 0.05).softmax(-1)
+    torch.testing.assert_close(plain.codes(scores), expected)
+    assert int(plain.codes(scores).argmax(-1).unique().numel()) == 1
+    torch.testing.assert_close(balanced.codes(scores), torch.full_like(scores, 0.2))
+    used = [float(m.training_step(batch_of(6), progress()).metrics["usage_share"]) for m in (plain, balanced)]
+    assert used[1] == pytest.approx(1, abs=0.02)
+    assert used[0] < used[1]

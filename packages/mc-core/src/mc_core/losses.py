@@ -442,7 +442,7 @@ def sinkhorn_assignments(
     """Soft assignments of samples to prototypes that use all prototypes about equally (SwAV's codes).
 
     Each iteration gives every prototype an equal share of the samples, then every sample a sum of 1. Computed in
-    float32 outside autocast: by scaling ``exp((S − 1)/ε)`` for ε ≥ 0.03; below, where that underflows, the first
+    float32 outside autocast: by scaling ``exp(S/ε)`` for ε ≥ 0.03; below, where that could leave float32's range, the first
     iteration is done in the log domain.
 
     Args:
@@ -471,8 +471,15 @@ def sinkhorn_assignments(
     across = distributed and world_size() > 1
     with torch.autocast(scores.device.type, enabled=False):
         if epsilon >= _SINKHORN_SCALING_EPSILON:
-            return _sinkhorn_scaling((_widen(scores) - 1.0).div_(epsilon).exp_(), iterations, across)
+            return _sinkhorn_scaling(_gibbs_kernel(_widen(scores), epsilon), iterations, across)
         return _sinkhorn_log(_widen(scores) / epsilon, iterations, across)
+
+
+def _gibbs_kernel(scores_BP: Tensor, epsilon: float) -> Tensor:
+    """``exp(S/ε)`` up to a constant, which the iterations cancel, in as few readings of the matrix as the device rewards."""
+    if scores_BP.device.type == "cpu":  # here an exponential costs less than a power does
+        return torch.add(scores_BP.new_tensor(-1.0 / epsilon), scores_BP, alpha=1.0 / epsilon).exp_()
+    return torch.pow(math.exp(1.0 / epsilon), scores_BP)  # one kernel; at most e^34 for ε ≥ 0.03
 
 
 def _sinkhorn_scaling(kernel_BP: Tensor, iterations: int, across: bool) -> Tensor:

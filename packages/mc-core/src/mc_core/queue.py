@@ -193,3 +193,38 @@ class FeatureQueue(nn.Module):
         else:
             error_msgs.append(f"{prefix}cursor says pointer {pointer} and {fill} rows, impossible for size {self.size}")
             self.clear()
+
+
+class PendingKeys:
+    """Keys of the running optimizer step, which enter a queue only after it: none is a negative of its own step.
+
+    Not part of a checkpoint: between steps it is empty.
+
+    >>> pending = PendingKeys()
+    >>> pending.add(7, torch.zeros(2, 4))  # the first micro-batch of step 7
+    >>> pending.add(7, torch.ones(1, 4))
+    >>> keys, ids = pending.take()
+    >>> keys.shape, ids, pending.take()
+    (torch.Size([3, 4]), None, None)
+    """
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._keys: list[Tensor] = []
+        self._ids: list[Tensor] = []
+
+    def add(self, step: int, keys: Tensor, ids: Tensor | None = None) -> None:
+        """Keep the keys of a micro-batch, (…, B, D), and their ids, (B,); what an unfinished earlier step left is dropped."""
+        if step != self._step:
+            self._keys, self._ids, self._step = [], [], step
+        self._keys.append(keys.detach())
+        if ids is not None:
+            self._ids.append(ids)
+
+    def take(self) -> tuple[Tensor, Tensor | None] | None:
+        """All keys of the step, (…, ΣB, D), and their ids, in the order they came; None if there are none. Leaves it empty."""
+        keys, ids = self._keys, self._ids
+        self._keys, self._ids = [], []
+        if not keys:
+            return None
+        return torch.cat(keys, dim=-2), torch.cat(ids) if ids else None

@@ -141,6 +141,78 @@ def cifar_gpu(
 
 
 @app.command
+def mmc_step(*, repeats: int = 15, device: _Device = "cpu") -> None:
+    """A whole step of MMC beside its networks alone.
+
+    Args:
+        repeats: Rounds.
+        device: Where.
+    """
+    from mc_benchmarks.mmc_step import run_mmc_step
+
+    run_mmc_step(repeats=repeats, device=device)
+
+
+@app.command
+def segment(*, repeats: int = 15, page: bool = True) -> None:
+    """Pointing at a photo: time to encode it, and from a click to its mask.
+
+    Args:
+        repeats: Clicks.
+        page: Also click in the page of `mc-vision demo` (needs Chromium).
+    """
+    from mc_benchmarks.segment import run_segment
+
+    run_segment(repeats=repeats, page=page)
+
+
+@app.command
+def swav_claims(
+    *,
+    data: str | None = None,
+    epochs: int = 10,
+    seeds: int = 3,
+    train_images: int = 25_000,
+    keep: Path = Path("runs/benchmarks"),
+) -> None:
+    """SwAV on CIFAR-10: small crops against two crops at equal epochs, balanced against softmax targets.
+
+    Args:
+        data: Folder with the Parquet files. Default: $MC_DATA/vision.
+        epochs: Passes over the data.
+        seeds: Runs of each.
+        train_images: Use only the first so many.
+        keep: Where finished runs are kept: the same command goes on after them.
+    """
+    from mc_benchmarks.swav_claims import run_swav_claims
+
+    run_swav_claims(data=data, epochs=epochs, seeds=seeds, train_images=train_images, keep=keep)
+
+
+@app.command
+def mmc_claims(
+    *,
+    data: str | None = None,
+    seeds: int = 3,
+    train_images: int = 25_000,
+    steps: int | None = None,
+    keep: Path = Path("runs/benchmarks"),
+) -> None:
+    """MMC with each loss alone and all three: similarity of patches and segmentation by pointing, beside the controls.
+
+    Args:
+        data: Folder with vision/ (CIFAR-10) and vision-language/ (COCO photos with masks). Default: $MC_DATA.
+        seeds: Runs of each.
+        train_images: Photos to train on.
+        steps: Optimizer steps of each run. Default: the recipe's ten epochs of scenes, five of photos.
+        keep: Where finished runs are kept: the same command goes on after them.
+    """
+    from mc_benchmarks.mmc_claims import run_mmc_claims
+
+    run_mmc_claims(data=data, seeds=seeds, train_images=train_images, steps=steps, keep=keep)
+
+
+@app.command
 def tables(*files: Path, check: bool = False) -> None:
     """Write the tables of README files from the saved results, between their ``<!-- benchmark: NAME -->`` marks.
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def resize_nearest(index_HW: np.ndarray, height: int, width: int) -> np.ndarray:
     return index_HW[rows[:, None], columns]
 
 
-class MaskedImages:
+class MaskedImages(ABC):
     """Images with masks, by position; made by :func:`open_masks` and its kin.
 
     Attributes:
@@ -150,9 +151,9 @@ class MaskedImages:
         group = self._group.get(index, name)
         return MaskedImage(name, image, objects_HW, ids, categories, self.kind, group)
 
+    @abstractmethod
     def _load(self, index: int) -> tuple[Image.Image, np.ndarray, np.ndarray, np.ndarray | None]:
         """The image, objects (H, W), ids (O,) and categories (O,)."""
-        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """Layout, location, kind, count and the digest of the listing."""

@@ -5,6 +5,7 @@ Legend: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class ReadOptions:
             raise ConfigError(f"min_side={self.min_side}: a side is 1 pixel or more")
 
 
-class EncodedSource:
+class EncodedSource(ABC):
     """Base of the sources whose images are encoded bytes; subclasses say how to read and name one, and how many.
 
     Attributes:
@@ -117,16 +118,16 @@ class EncodedSource:
         self.labels, self.classes, self.ids = labels, classes, ids
         self.digest = fingerprint(digest, labels, classes, ids)
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Path or key."""
-        raise NotImplementedError
 
     def load(self, index: int) -> Picture:
         """One image, decoded; see :func:`mc_vision.data.decoding.decode`."""

@@ -35,14 +35,13 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from mc_core.distributed import all_reduce_mean, all_reduce_sum, gather_rows, rank, world_size
+from mc_core.distributed import all_reduce_mean, all_reduce_sum, gather_rows, rank
 from mc_core.engine.method import Batch, Progress, StepOutput
 from mc_core.errors import ConfigError, DataError
-from mc_core.losses import anchor_terms, info_nce_from_terms
 from mc_core.momentum import MomentumEncoder
 from mc_core.random import BatchRandom
 from mc_vision.encoders import TimmEncoder
-from mc_vision.methods.base import ImageMethod, detached, ids_of, unit
+from mc_vision.methods.base import ImageMethod, contrast_of_step, detached, ids_of, sync_batchnorm, unit
 from mc_vision.methods.mmc.config import MMCConfig
 from mc_vision.methods.mmc.loss import distillation
 from mc_vision.methods.mmc.masking import (
@@ -131,9 +130,7 @@ class MMC(ImageMethod):
         self.config = config
         network = MMCNetwork(config)
         self.patch = _patch_size(network.encoder)
-        self.online = network
-        if config.sync_bn and world_size() > 1 and torch.cuda.is_available():
-            self.online = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.online = sync_batchnorm(network) if config.sync_bn else network
         self.teacher = MomentumEncoder(self.online, config.momentum.at(0.0, 256), buffers="copy")
         for module in self.teacher.modules():
             if isinstance(module, DropPath):
@@ -318,16 +315,8 @@ class MMC(ImageMethod):
 
     def contrast(self, query: Tensor, keys: Tensor, offset: int, ids: Tensor | None, key_ids: Tensor | None) -> Tensor:
         """ctr(q, k) of (B, P) unit queries against (G, P) unit keys, as in MoCo v3."""
-        terms_B = anchor_terms(
-            query,
-            keys,
-            temperature=self.config.contrast_temperature,
-            in_batch=True,
-            positive_offset=offset,
-            query_ids=ids,
-            key_ids=key_ids,
-        )
-        return 2 * self.config.contrast_temperature * info_nce_from_terms(terms_B)
+        temperature = self.config.contrast_temperature
+        return contrast_of_step(query, keys, offset, temperature=temperature, ids=ids, key_ids=key_ids)[0]
 
     def before_optimizer_step(self, progress: Progress) -> None:
         """Leave W as it is during the first epochs."""

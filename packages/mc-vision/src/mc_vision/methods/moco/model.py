@@ -34,10 +34,18 @@ from mc_core.losses import anchor_terms, info_nce_from_terms, npc_multiplier
 from mc_core.momentum import MomentumEncoder
 from mc_core.momentum_schedule import horizon_advice
 from mc_core.norm import convert_split_batchnorm, shuffled
-from mc_core.queue import FeatureQueue
+from mc_core.queue import FeatureQueue, PendingKeys
 from mc_core.random import derive_seed
 from mc_vision.encoders import TimmEncoder
-from mc_vision.methods.base import ImageMethod, detached, ids_of, networks, unit
+from mc_vision.methods.base import (
+    ImageMethod,
+    contrast_of_step,
+    detached,
+    ids_of,
+    networks,
+    sync_batchnorm,
+    unit,
+)
 from mc_vision.methods.moco.config import MoCoConfig, MoCoV3Config
 
 
@@ -63,8 +71,7 @@ class MoCo(ImageMethod):
             self.online = convert_split_batchnorm(self.online, self.splits)
         self.momentum_encoder = MomentumEncoder(self.online, config.momentum.at(0.0, 256))
         self.queue = FeatureQueue(config.queue_size, config.dim, with_ids=config.exclude_same_id)
-        self._fresh: list[tuple[Tensor, Tensor | None]] = []  # keys of the running step, enqueued after it
-        self._fresh_step = -1
+        self._pending = PendingKeys()
 
     def contrast(self, query: Tensor, key: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """(loss, terms) of (B, D) unit queries and keys against the queue. Subclasses change the loss here."""
@@ -101,25 +108,16 @@ class MoCo(ImageMethod):
             losses.append(loss)
             terms.append(d.detach())
             keys.append(key)
-        self._keep(progress, keys, ids)
+            self._pending.add(progress.step, key, ids)
         d = torch.cat(terms)
         metrics = detached(npc_multiplier=npc_multiplier(d))
         return StepOutput(torch.stack(losses).sum(), metrics, {"query": query, "key": keys[-1]})
 
-    def _keep(self, progress: Progress, keys: list[Tensor], ids: Tensor | None) -> None:
-        if self._fresh_step != progress.step:
-            self._fresh.clear()
-            self._fresh_step = progress.step
-        self._fresh += [(key, ids) for key in keys]
-
     def after_step(self, progress: Progress) -> None:
         """Move the key encoder, then enqueue this step's keys: they were never their own negatives."""
         self.momentum_encoder.update(self.config.momentum.at(progress.fraction, progress.batch_size))
-        if self._fresh:
-            keys = torch.cat([key for key, _ in self._fresh])
-            ids = [i for _, i in self._fresh if i is not None]
-            self.queue.enqueue(keys, torch.cat(ids) if ids else None)
-        self._fresh.clear()
+        if pending := self._pending.take():
+            self.queue.enqueue(*pending)
 
     def check(self, micro_batch_size: int) -> None:
         """Split BatchNorm needs groups of equal size, of at least two images."""
@@ -173,9 +171,8 @@ class MoCoV3(ImageMethod):
         )
         self.online = networks(encoder, projector)
         self.predictor: nn.Module = PredictionHead(config.dim, kind=config.projector, hidden_dim=config.hidden_dim)
-        if config.sync_bn and world_size() > 1 and torch.cuda.is_available():
-            self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
-            self.predictor = nn.SyncBatchNorm.convert_sync_batchnorm(self.predictor)
+        if config.sync_bn:
+            self.online, self.predictor = sync_batchnorm(self.online), sync_batchnorm(self.predictor)
         self.momentum_encoder = MomentumEncoder(self.online, config.momentum.at(0.0, 256))
 
     def prepare_step(self, micro_batches: Sequence[Batch], progress: Progress) -> _KeysOfStep:
@@ -200,16 +197,7 @@ class MoCoV3(ImageMethod):
         self, query: Tensor, keys: Tensor, offset: int, ids: Tensor | None, key_ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(loss, terms): ctr(q, k) of (B, D) unit queries against (G, D) unit keys. Subclasses change the loss here."""
-        terms = anchor_terms(
-            query,
-            keys,
-            temperature=self.config.temperature,
-            in_batch=True,
-            positive_offset=offset,
-            query_ids=ids,
-            key_ids=key_ids,
-        )
-        return 2 * self.config.temperature * info_nce_from_terms(terms), terms
+        return contrast_of_step(query, keys, offset, temperature=self.config.temperature, ids=ids, key_ids=key_ids)
 
     def training_step(self, batch: Batch, progress: Progress, prepared: _KeysOfStep | None = None) -> StepOutput:
         """L = ctr(q_1, k_2) + ctr(q_2, k_1) of one micro-batch."""

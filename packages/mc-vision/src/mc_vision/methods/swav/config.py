@@ -29,6 +29,9 @@ class SwAVConfig(StrictModel):
     """Entropy weight ε of the assignments: smaller is harder (the authors advise 0.03 when the loss stays at ln K)."""
     iterations: int = Field(default=3, ge=1)
     """Sinkhorn iterations."""
+    balanced: bool = True
+    """Assignments that use all prototypes equally. False is for the ablation: targets are softmax(S / ε), which may all be one
+    prototype."""
     freeze_prototypes_steps: int = Field(default=313, ge=0)
     """Optimizer steps before the prototypes move (published: one epoch of ImageNet)."""
     queue_size: int = Field(default=0, ge=0)

@@ -35,9 +35,9 @@ from mc_core.engine.method import Batch, Progress, StepOutput
 from mc_core.errors import ConfigError, DataError
 from mc_core.heads import ProjectionHead, Prototypes
 from mc_core.losses import sinkhorn_assignments, swapped_prediction
-from mc_core.queue import FeatureQueue
+from mc_core.queue import FeatureQueue, PendingKeys
 from mc_vision.encoders import TimmEncoder
-from mc_vision.methods.base import ImageMethod, detached, networks, unit
+from mc_vision.methods.base import ImageMethod, detached, networks, sync_batchnorm, unit
 from mc_vision.methods.swav.config import SwAVConfig
 
 ASSIGNED = 2
@@ -51,8 +51,9 @@ class SwAV(ImageMethod):
         config: see :class:`SwAVConfig`.
 
     Batches need ``view_1`` and ``view_2``, (B, C, S, S), and may have ``view_3``, …, (B, C, s, s), of any size the encoder
-    takes. Logged: ``loss_share`` and ``code_entropy_share``, the loss and the mean entropy of the assignments as shares of
-    ln K. A ``loss_share`` that stays at 1 is SwAV's way to fail: the predictions are uniform.
+    takes. Logged, as shares of ln K: ``loss_share``, the loss; ``code_entropy_share``, the mean entropy of the assignments;
+    ``usage_share``, the entropy of their mean, 1 where all prototypes are used alike. A ``loss_share`` that stays at 1 is
+    SwAV's way to fail: the predictions are uniform.
     """
 
     config: SwAVConfig
@@ -65,13 +66,12 @@ class SwAV(ImageMethod):
             encoder.num_features, config.dim, kind=config.projector, hidden_dim=config.hidden_dim
         )
         self.online = networks(encoder, projector)
-        if config.sync_bn and world_size() > 1 and torch.cuda.is_available():
-            self.online = nn.SyncBatchNorm.convert_sync_batchnorm(self.online)
+        if config.sync_bn:
+            self.online = sync_batchnorm(self.online)
         self.prototypes = Prototypes(config.dim, config.prototypes)
         queues = ASSIGNED if config.queue_size else 0
         self.queues = nn.ModuleList(FeatureQueue(config.queue_size, config.dim) for _ in range(queues))
-        self._fresh: list[Tensor] = []  # embeddings of the running step, enqueued after it
-        self._fresh_step = -1
+        self._pending = PendingKeys()
 
     def embed(self, views: Sequence[Tensor]) -> Tensor:
         """(V, B, D) unit embeddings: neighbours of one size pass the encoder together, all views the projector."""
@@ -99,6 +99,8 @@ class SwAV(ImageMethod):
         return together[:, own_2LD.shape[1] :].clone()  # the queue's rows need not live until the backward
 
     def _balanced(self, scores: Tensor) -> Tensor:
+        if not self.config.balanced:
+            return (scores.float() / self.config.epsilon).softmax(-1)
         return sinkhorn_assignments(scores, epsilon=self.config.epsilon, iterations=self.config.iterations)
 
     def prepare_step(self, micro_batches: Sequence[Batch], progress: Progress) -> tuple[Tensor, ...] | None:
@@ -126,18 +128,13 @@ class SwAV(ImageMethod):
         codes_2BK = self.codes(scores_VBK[:ASSIGNED]) if prepared is None else prepared[int(batch["micro"])]
         loss = swapped_prediction(scores_VBK, codes_2BK, temperature=self.config.temperature)
         full_2BD = z_VBD[:ASSIGNED].detach()
-        self._keep(progress, full_2BD)
-        entropy = torch.special.entr(codes_2BK).sum(-1).mean()
-        ln_k = math.log(self.config.prototypes)
-        metrics = detached(loss_share=loss / ln_k, code_entropy_share=entropy / ln_k)
-        return StepOutput(loss, metrics, {"query": full_2BD[1], "key": full_2BD[0]})
-
-    def _keep(self, progress: Progress, full_2BD: Tensor) -> None:
-        if self._fresh_step != progress.step:
-            self._fresh.clear()
-            self._fresh_step = progress.step
         if self.queues and progress.epoch >= self.config.queue_start_epoch:
-            self._fresh.append(full_2BD)
+            self._pending.add(progress.step, full_2BD)
+        entropy = torch.special.entr(codes_2BK).sum(-1).mean()
+        used = torch.special.entr(codes_2BK.mean((0, 1))).sum()
+        ln_k = math.log(self.config.prototypes)
+        metrics = detached(loss_share=loss / ln_k, code_entropy_share=entropy / ln_k, usage_share=used / ln_k)
+        return StepOutput(loss, metrics, {"query": full_2BD[1], "key": full_2BD[0]})
 
     def before_optimizer_step(self, progress: Progress) -> None:
         """Drop the prototypes' gradient while they are frozen. A zero one would still decay them and feed their momentum."""
@@ -147,11 +144,10 @@ class SwAV(ImageMethod):
     def after_step(self, progress: Progress) -> None:
         """Bring the prototypes back to length 1, then enqueue this step's embeddings."""
         self.prototypes.normalise()
-        if self._fresh:
-            for queue, rows_BD in zip(self.queues, torch.cat(self._fresh, dim=1), strict=True):
+        if pending := self._pending.take():
+            for queue, rows_BD in zip(self.queues, pending[0], strict=True):
                 assert isinstance(queue, FeatureQueue)
                 queue.enqueue(rows_BD)
-        self._fresh.clear()
 
     def check(self, micro_batch_size: int) -> None:
         """A queue holds at least the embeddings of one batch, or it is none."""
