@@ -194,7 +194,7 @@ def mmc_claims(
     *,
     data: str | None = None,
     seeds: int = 3,
-    train_images: int = 25_000,
+    train_images: int = 12_800,
     steps: int | None = None,
     keep: Path = Path("runs/benchmarks"),
 ) -> None:

@@ -1,0 +1,115 @@
+"""A table of labels with raw participant ids, matched to a store by its salted hashes; raw ids go no further than here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from mc_core.errors import ConfigError, DataError, closest
+from mc_wearables.data.recording import PARTICIPANT_NAMES
+from mc_wearables.data.store import SegmentStore
+
+_log = logging.getLogger("mc_core")
+_ONE, _ZERO = ("m", "male", "man", "yes", "true"), ("f", "female", "woman", "no", "false")
+_WORDS = {**dict.fromkeys(_ONE, 1.0), **dict.fromkeys(_ZERO, 0.0)}
+
+
+def labels_of(path: Path, store: SegmentStore, targets: list[str]) -> dict[str, np.ndarray]:
+    """(P,) float64 for each target, by the store's participant codes; NaN where the table says nothing.
+
+    Text columns of two words become 0 and 1: male and yes are 1; other pairs in alphabetical order.
+
+    Args:
+        path: .csv, .tsv or .parquet with a column ``participant``.
+        store: whose participants; its salt must lie beside it.
+        targets: columns wanted; default: all that are numbers or two words.
+
+    Raises:
+        DataError: no such table, no column of participants, participants listed twice with different values, or none of them
+            has a signal.
+        ConfigError: a target that is no column.
+    """
+    table = _read(path)
+    names = {name.strip().lower(): name for name in table.column_names}
+    column = next((names[name] for name in PARTICIPANT_NAMES if name in names), None)
+    if column is None:
+        raise DataError(
+            f"{path}: no column of participants; name it participant (there are {', '.join(table.column_names)})"
+        )
+    raw = [str(value) for value in table[column].to_pylist()]
+    codes = store.participant_codes(raw)
+    known = codes >= 0
+    if not known.any():
+        raise DataError(
+            f"{path}: none of its {len(set(raw))} participants has a signal in {store.path}; are the ids those of the recordings?"
+        )
+    if not known.all():
+        _log.warning("%d of %d participants in %s have no signal and are left out", (~known).sum(), len(raw), path)
+    without = len(store.participant_keys) - len(set(codes[known].tolist()))
+    if without:
+        _log.info("%d of %d participants of the store have no label", without, len(store.participant_keys))
+    found = {}
+    for target in targets or [name for name in table.column_names if name != column]:
+        if target not in table.column_names:
+            raise ConfigError(
+                f"--target {target}: {path} has no such column; did you mean {closest(target, table.column_names)}?"
+            )
+        values = _numbers(table[target].to_pylist())
+        if values is None:
+            if targets:
+                raise DataError(f"{path}, column {target}: neither numbers nor two words: nothing to read")
+            continue
+        found[target] = _by_code(values[known], codes[known], len(store.participant_keys), f"{path}, column {target}")
+    if not found:
+        raise DataError(f"{path}: no column with numbers or two words besides {column}")
+    return found
+
+
+def _read(path: Path):  # type: ignore[no-untyped-def]
+    import pyarrow.csv as csv
+    import pyarrow.parquet as parquet
+
+    if not path.exists():
+        raise DataError(f"{path}: no such table of labels")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return parquet.read_table(path)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        head = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
+        if delimiter == "," and head.count(";") > head.count(","):
+            delimiter = ";"
+        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not a table that can be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _numbers(values: list[object]) -> np.ndarray | None:
+    """Numbers as they are, booleans and two words as 0 and 1, None where it is neither."""
+    seen = [v for v in values if v is not None and str(v).strip() != ""]
+    if all(isinstance(v, (int, float)) for v in seen):
+        return np.array([np.nan if v is None or v == "" else float(v) for v in values])  # type: ignore[arg-type]
+    words = sorted({str(v).strip().lower() for v in seen})
+    if len(words) != 2:
+        return None
+    code = {word: _WORDS.get(word) for word in words}
+    if set(code.values()) != {0.0, 1.0}:
+        code = dict(zip(words, (0.0, 1.0), strict=True))
+    return np.array(
+        [np.nan if v is None or not str(v).strip() else code[str(v).strip().lower()] for v in values], dtype=np.float64
+    )
+
+
+def _by_code(values: np.ndarray, codes: np.ndarray, count: int, where: str) -> np.ndarray:
+    found = np.full(count, np.nan)
+    for code in np.unique(codes):
+        mine = values[codes == code]
+        mine = mine[~np.isnan(mine)]
+        if len(np.unique(mine)) > 1:
+            raise DataError(
+                f"{where}: a participant is listed with {len(np.unique(mine))} values; give one row per person"
+            )
+        if len(mine):
+            found[code] = mine[0]
+    return found

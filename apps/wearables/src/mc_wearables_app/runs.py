@@ -1,0 +1,160 @@
+"""Opening what ``pretrain`` and ``ingest`` left: runs, stores, and which people a run was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mc_core.engine.checkpoint import CheckpointFolder
+from mc_core.errors import CheckpointError, DataError
+from mc_core.export import load_model
+from mc_core.files import read_json
+from mc_wearables.cohort import simulate_cohort
+from mc_wearables.data.segments import Segments, SignalKind
+from mc_wearables.data.store import SegmentStore
+from mc_wearables.encoders import SignalEncoder
+from mc_wearables.evaluation import participant_split
+from mc_wearables.methods import METHODS
+from mc_wearables.recipe import Recipe, resolve_recipe
+
+DATA_FILE = "data.json"
+"""In a run folder: which segments it was trained on. It names a folder, no person."""
+SIMULATED_TRAIN, SIMULATED_TEST = (600, 12), (300, 10)
+"""Participants and segments of each in the simulated cohort."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Segments of training people, and of people held out.
+
+    Attributes:
+        name: of the store, or ``simulated-ecg``.
+        train: segments.
+        test: segments of other people.
+        oracle: (N, F) of train and test, for simulated people: what the generator knows.
+        oracle_names: F.
+        store: where they came from; None for simulated ones.
+    """
+
+    name: str
+    train: Segments
+    test: Segments
+    oracle: tuple[np.ndarray, np.ndarray] | None = None
+    oracle_names: tuple[str, ...] = ()
+    store: SegmentStore | None = None
+
+
+def simulated(kind: SignalKind, recipe: Recipe[Any]) -> Data:
+    """The cohort that ``pretrain`` without data trains on, in the shape the recipe's encoder takes."""
+    encoder = recipe.method.encoder
+    parts = [
+        simulate_cohort(
+            kind,
+            participants=people,
+            segments=each,
+            seconds=encoder.seconds,
+            sampling_rate=encoder.sampling_rate,
+            channels=encoder.channels,
+            split=split,
+        )
+        for (people, each), split in ((SIMULATED_TRAIN, "train"), (SIMULATED_TEST, "test"))
+    ]
+    train, test = parts
+    oracle = (train.oracle.segment, test.oracle.segment)
+    return Data(f"simulated-{kind}", train.segments, test.segments, oracle, train.oracle.names)
+
+
+def stored(path: Path) -> Data:
+    """A store, its participants split 80 to 20 by the hash of their keys: the same people are held out in every run."""
+    store = SegmentStore.open(path)
+    segments = store.segments()
+    parts = participant_split(segments.participant_keys, {"train": 0.8, "test": 0.2})
+    train, test = (segments.of_participants(parts[name]) for name in ("train", "test"))
+    if len(np.unique(train.participant)) < 2 or not len(test):
+        raise DataError(
+            f"{path} has {len(segments.participant_keys)} participants, {len(np.unique(train.participant))} to train on: "
+            "participant contrast needs at least two, and one more to hold out"
+        )
+    return Data(path.name, train, test, store=store)
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """An encoder and where it came from.
+
+    Attributes:
+        folder: the run, or the saved encoder.
+        encoder: in eval mode.
+        recipe: of the run; None for a bare encoder folder.
+        step: optimizer steps behind it, where known.
+        kind: ``"ppg"`` or ``"ecg"``, where known.
+        trained_on: store it was trained on, ``"simulated"``, or None.
+    """
+
+    folder: Path
+    encoder: SignalEncoder
+    recipe: Recipe[Any] | None
+    step: int | None
+    kind: SignalKind | None
+    trained_on: str | None
+
+    def data(self, store: Path | None) -> Data:
+        """The segments to measure on: ``store``, or those of the run."""
+        if store is not None:
+            return stored(store)
+        if self.trained_on is None:
+            raise DataError(f"{self.folder} does not say what it was trained on: name a store")
+        if self.trained_on == "simulated":
+            assert self.kind is not None
+            assert self.recipe is not None
+            return simulated(self.kind, self.recipe)
+        return stored(Path(self.trained_on))
+
+
+def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
+    """Open a run folder (its ``model/``, or the newest checkpoint of an unfinished run) or a saved encoder.
+
+    Raises:
+        DataError: no such folder, or nothing of ours in it.
+        CheckpointError: what is there cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such run folder; `mc-wearables pretrain` makes them, under runs/ unless --out says otherwise"
+        )
+    recipe = resolve_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
+    facts = read_json(folder / DATA_FILE) if (folder / DATA_FILE).exists() else {}
+    step: int | None = None
+    if recipe is None:
+        if not (folder / "config.json").exists():
+            raise DataError(f"{folder} is neither a run folder (no recipe.yaml) nor a saved encoder (no config.json)")
+        encoder = load_model(folder)
+    elif (folder / "model" / "config.json").exists():
+        encoder = load_model(folder / "model")
+        paths = CheckpointFolder(folder / "checkpoints").paths()
+        step = int(paths[0].stem.removeprefix("step-")) if paths else None
+    else:
+        state = CheckpointFolder(folder / "checkpoints").load_newest()
+        if state is None:
+            raise CheckpointError(
+                f"{folder} holds no model and no checkpoint yet: let `mc-wearables pretrain` go on for a while"
+            )
+        method = METHODS.method_class(recipe.system)(recipe.method)
+        method.load_state_dict(state["method"])
+        encoder, step = method.encoder, int(state["step"])
+    if not isinstance(encoder, SignalEncoder):
+        raise CheckpointError(f"{folder} holds a {type(encoder).__name__}, not an encoder of mc-wearables")
+    return OpenedRun(
+        folder, encoder.eval().to(device or "cpu"), recipe, step, facts.get("signal"), facts.get("trained_on")
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,138 @@
+"""WFDB records (PhysioNet): a header ``.hea`` and its signal files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mc_core.errors import DataError, McError
+from mc_core.optional import require
+from mc_wearables.data.clock import civil_seconds
+from mc_wearables.data.config import ReadOptions
+from mc_wearables.data.recording import Origin, Recording, agreed_rate, pick_channels, scale_to_units
+
+_COMMENT = re.compile(r"^\s*<?([A-Za-z][A-Za-z _]{0,30}?)>?\s*:\s*(\S.*)$")
+_ANGLED = re.compile(r"<([A-Za-z][A-Za-z _]{0,30})>:\s*([^<]*\S)")
+_KEPT = ("age", "sex", "gender")
+
+
+def signal_files(header: Path) -> list[Path]:
+    """The files a header names, itself first; for a record of several segments also their headers and files.
+
+    Raises:
+        DataError: the header cannot be read, or names a file that is not there.
+    """
+    lines = _lines(header)
+    fields = lines[0].split()
+    found = [header]
+    if "/" in fields[0]:
+        for line in lines[1:]:
+            if (segment := line.split()[0]) != "~":
+                found += signal_files(header.with_name(segment + ".hea"))
+    else:
+        count = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0
+        found += [header.with_name(name) for name in dict.fromkeys(line.split()[0] for line in lines[1 : count + 1])]
+    for file in found[1:]:
+        if file.name != "~" and not file.is_file():
+            raise DataError(f"{header} names {file.name}, which is not beside it")
+    return list(dict.fromkeys(file for file in found if file.name != "~"))
+
+
+def segment_headers(header: Path) -> set[Path]:
+    """Headers that belong to this one, if it is a record of several segments."""
+    try:
+        return {file for file in signal_files(header)[1:] if file.suffix == ".hea"}
+    except McError:
+        return set()
+
+
+def read_wfdb(header: Path, origin: Origin, options: ReadOptions) -> Iterator[Recording]:
+    """The one recording of a record, with the channels wanted.
+
+    Age and sex are read from the comments. A base time is local, so it counts only with ``timezone``.
+
+    Raises:
+        DataError: the record is cut off or damaged, or lacks the channels.
+        ConfigError: its rate, units or participant are unknown.
+        MissingDependencyError: wfdb is not installed.
+    """
+    wfdb = require("wfdb", extra="mc-wearables[wfdb]", purpose="read WFDB records")
+    where = origin.name
+    signal_files(header)
+    record = str(header.with_suffix(""))
+    first = _lines(header)[0].split()
+    stated = first[2].split("/")[0].split("(")[0] if len(first) > 2 else None
+    if stated is not None and not float(stated or 0) > 0:
+        agreed_rate(float(stated or 0), options, where)
+    try:
+        head = wfdb.rdheader(record, rd_segments=True)
+        names = list(head.sig_name or [])
+        chosen = pick_channels(names, options, where, alone=True)
+        data = _read(wfdb, record, chosen, head)
+    except McError:
+        raise
+    except Exception as error:  # wfdb raises whatever the damage leads to
+        raise DataError(f"{where}: cannot be read, probably cut off or damaged ({_first_line(error)})") from error
+    frames = [head.samps_per_frame[i] if head.samps_per_frame else 1 for i in chosen]
+    if len(set(frames)) > 1:
+        rates = ", ".join(f"{names[i]} {head.fs * n:g} Hz" for i, n in zip(chosen, frames, strict=True))
+        raise DataError(f"{where}: channels of several rates ({rates}); choose those of one rate with --channels")
+    fs = agreed_rate(float(head.fs) * frames[0] if stated else None, options, where)
+    scales = [scale_to_units(options.signal, units, options, where) for units in data.units]
+    signal = np.stack([column * scale for column, (scale, _) in zip(data.signals, scales, strict=True)])
+    start = head.base_datetime
+    yield Recording(
+        signal=signal.astype(np.float32),
+        sampling_rate=fs,
+        participant=origin.participant(options, None),
+        kind=options.signal,
+        channels=tuple(names[i] for i in chosen),
+        units=scales[0][1],
+        start=civil_seconds(start, options) if start is not None else None,
+        device=options.device or "unknown",
+        session=origin.session(options),
+        labels=origin.labels(options, _comments(head.comments or [])),
+        source=where,
+        notes={"no_timezone": 1} if start is not None and options.timezone is None else {},
+    )
+
+
+class _Data:
+    def __init__(self, signals: list[np.ndarray], units: list[str]) -> None:
+        self.signals, self.units = signals, units
+
+
+def _read(wfdb: Any, record: str, chosen: list[int], head: Any) -> _Data:
+    if type(head).__name__ == "MultiRecord":
+        data = wfdb.rdrecord(record, channels=chosen, m2s=True)
+        return _Data(list(data.p_signal.T), list(data.units))
+    data = wfdb.rdrecord(record, channels=chosen, smooth_frames=False, return_res=64)
+    return _Data([np.asarray(column, dtype=np.float64) for column in data.e_p_signal], list(data.units))
+
+
+def _comments(comments: list[str]) -> dict[str, str]:
+    """What is said of age and sex; everything else may be a history or a name."""
+    found: dict[str, str] = {}
+    for line in comments:
+        pairs = _ANGLED.findall(line) or ([match.groups()] if (match := _COMMENT.match(line)) else [])
+        found |= {key.strip().lower(): value.strip() for key, value in pairs}
+    return {"sex" if key == "gender" else key: found[key] for key in _KEPT if key in found}
+
+
+def _lines(header: Path) -> list[str]:
+    try:
+        text = header.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{header}: cannot be read ({error.strerror})") from error
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not lines:
+        raise DataError(f"{header} is empty: not a WFDB header")
+    return lines
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,188 @@
+"""Encoders for devices: ONNX with the z-score inside, in 32-bit floats or 8-bit integers, measured on this CPU.
+
+Legend: B segments, C channels, T samples, E width of the embedding.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mc_core.errors import DataError, RunError
+from mc_core.export import export_onnx
+from mc_core.files import atomic_path
+from mc_core.optional import require
+from mc_wearables.data.segments import Segments
+from mc_wearables.encoders import SignalEncoder
+
+_EXTRA = "mc-core[export]"
+_CALIBRATION = 256  # segments behind the ranges of 8-bit activations
+_ROUNDS = 30
+LEAST_COSINE = 0.95
+"""An 8-bit encoder whose centred embeddings agree less with the 32-bit ones, in the median, is not written."""
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """What :func:`export_for_device` wrote.
+
+    Attributes:
+        path: of the ONNX file.
+        format: ``"fp32"`` or ``"int8"``.
+        megabytes: of the file.
+        difference: largest difference to PyTorch, as a share of the standard deviation of its embeddings.
+        cosine: median over segments of the cosine between both embeddings, centred.
+        ms: for one segment on this CPU, median.
+        ms_torch: of PyTorch for the same, eager.
+        segments_per_second: in batches of 32.
+        threads: of the CPU.
+    """
+
+    path: Path
+    format: Literal["fp32", "int8"]
+    megabytes: float
+    difference: float
+    cosine: float
+    ms: float
+    ms_torch: float
+    segments_per_second: float
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_for_device(
+    encoder: SignalEncoder,
+    path: str | os.PathLike[str],
+    segments: Segments,
+    *,
+    format: Literal["fp32", "int8"] = "fp32",
+) -> DeviceReport:
+    """Write an encoder that takes raw (B, C, T) segments in any unit, filtered but not z-scored.
+
+    Args:
+        encoder: trained.
+        path: of the ``.onnx`` file.
+        segments: to compare on, and for ``int8`` to calibrate the ranges of activations with: some hundreds of training people.
+        format: 32-bit floats, or 8-bit weights and activations (per channel, operators quantised one by one).
+
+    Raises:
+        MissingDependencyError: onnx or onnxruntime is not installed.
+        DataError: no segments.
+        RunError: the export disagrees with PyTorch; no file is left.
+    """
+    require("onnx", extra=_EXTRA, purpose="export to ONNX")
+    if not len(segments):
+        raise DataError("give segments of training people, to compare the exported encoder on")
+    path = Path(path)
+    rows = np.linspace(0, len(segments) - 1, min(_CALIBRATION, len(segments))).round().astype(np.int64)
+    x_BCT = segments.rows(rows)
+    module = encoder.standardising().cpu().eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "fp32":
+        with torch.no_grad():
+            scale = float(module(x_BCT[:32]).std())
+        export_onnx(module, x_BCT[:2], path, tolerance=max(1e-4 * scale, 1e-9))
+    else:
+        _quantised(module, x_BCT, path)
+    return _measured(module, x_BCT, path, format)
+
+
+def _quantised(module: SignalEncoder, x_BCT: torch.Tensor, path: Path) -> None:
+    quantization = require("onnxruntime.quantization", extra=_EXTRA, purpose="quantise to 8 bits")
+    shape = require("onnxruntime.quantization.shape_inference", extra=_EXTRA, purpose="quantise to 8 bits")
+
+    class Calibration(quantization.CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self._batches = iter([{name: part.numpy()} for part in x_BCT.split(32)])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._batches, None)
+
+    with atomic_path(path) as draft:
+        plain, prepared = draft.with_suffix(".fp32.onnx"), draft.with_suffix(".prepared.onnx")
+        try:
+            with torch.no_grad():
+                scale = float(module(x_BCT[:32]).std())
+            export_onnx(module, x_BCT[:2], plain, tolerance=max(1e-4 * scale, 1e-9))
+            shape.quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(prepared),
+                str(draft),
+                Calibration(_session(plain).get_inputs()[0].name),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                op_types_to_quantize=["Conv", "MatMul", "Gemm"],  # the z-score, gates and means stay exact
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+            )
+            cosine = _agreement(module, x_BCT, _session(draft))[1]
+            if not cosine >= LEAST_COSINE:
+                raise RunError(
+                    f"{path} was not written: in 8 bits the embeddings agree to a cosine of {cosine:.3f} with those in 32 bits, "
+                    f"less than {LEAST_COSINE}; export with --format onnx instead"
+                )
+        finally:
+            for leftover in (plain, prepared):
+                leftover.unlink(missing_ok=True)
+
+
+def _session(path: Path) -> Any:
+    runtime = require("onnxruntime", extra=_EXTRA, purpose="run ONNX")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, x_BCT: torch.Tensor) -> np.ndarray:
+    return session.run(None, {session.get_inputs()[0].name: x_BCT.numpy()})[0]
+
+
+@torch.inference_mode()
+def _agreement(module: SignalEncoder, x_BCT: torch.Tensor, session: Any) -> tuple[float, float]:
+    """Largest difference as a share of the deviation, and the median cosine of centred embeddings."""
+    expected = torch.cat([module(part) for part in x_BCT.split(32)]).double()
+    found = torch.cat([torch.from_numpy(_run(session, part)) for part in x_BCT.split(32)]).double()
+    difference = float((found - expected).abs().max() / expected.std().clamp_min(1e-300))
+    mean = expected.mean(0)
+    return difference, float(torch.nn.functional.cosine_similarity(found - mean, expected - mean, dim=1).median())
+
+
+@torch.inference_mode()
+def _measured(module: SignalEncoder, x_BCT: torch.Tensor, path: Path, format: Literal["fp32", "int8"]) -> DeviceReport:
+    session = _session(path)
+    one, many = x_BCT[:1], x_BCT[:32]
+    times: dict[str, list[float]] = {"onnx": [], "torch": [], "batch": []}
+    for turn in range(_ROUNDS):  # in turns, so that other work on this CPU meets all alike
+        for name, work in (
+            ("onnx", lambda: _run(session, one)),
+            ("torch", lambda: module(one)),
+            ("batch", lambda: _run(session, many)),
+        ):
+            if name == "batch" and turn >= _ROUNDS // 5:
+                continue
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    difference, cosine = _agreement(module, x_BCT, session)
+    return DeviceReport(
+        path=path,
+        format=format,
+        megabytes=path.stat().st_size / 1e6,
+        difference=difference,
+        cosine=cosine,
+        ms=1e3 * float(np.median(times["onnx"])),
+        ms_torch=1e3 * float(np.median(times["torch"])),
+        segments_per_second=len(many) / float(np.median(times["batch"])),
+        threads=torch.get_num_threads(),
+    )
