@@ -97,6 +97,16 @@ def test_the_extra_app_brings_the_command(brings: Callable[[str], set[str]]) -> 
     assert not found & {"transformers", "lightly", "pytorch-lightning", "datasets"}
 
 
+def test_wearables_bring_nothing_of_other_fields(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-wearables")
+    assert found >= {"mc-core", "neurokit2", "pyarrow", "scipy"}
+    others = {"timm", "torchvision", "transformers", "rasterio", "sentence-transformers", "tree-sitter", "pillow-heif"}
+    assert not found & (others | {"cyclopts", "gradio", "onnx", "mc-wearables-app", "mc-vision", "wfdb"})
+    more = found - brings("torch") - {"mc-core", "mc-wearables"}
+    assert len(more) < 50, sorted(more)  # 24 of them come with neurokit2, 24 with the core
+    assert brings("mc-wearables[app]") >= {"mc-wearables-app", "wfdb", "fastavro", "onnxruntime", "cyclopts"}
+
+
 def _install(requirement: str, folder: Path, wheels: Path) -> Path:
     """A new environment with ``requirement`` alone; its folder of programs."""
     _run(UV, "venv", "-q", "--no-project", "--python", sys.executable, folder, cwd=folder.parent)
@@ -160,3 +170,27 @@ def test_the_command_from_its_extra_pretrains(wheels: Path, tmp_path: Path) -> N
     _run(program, "pretrain", data, *options, "--out", "run", cwd=tmp_path)
     assert (tmp_path / "run" / "result.json").exists()
     assert (tmp_path / "run" / "report.html").exists()
+
+
+WEARABLES_ALONE = """
+import sys
+import numpy as np
+import torch
+from mc_wearables import EncoderConfig, SignalEncoder, embed
+
+torch.manual_seed(0)
+encoder = SignalEncoder(EncoderConfig(channels=1, sampling_rate=64, seconds=10, architecture="resnet", width=16)).eval()
+time = np.arange(0, 60, 1 / 100)
+found = embed(np.exp(-(((time % 0.8) - 0.4) / 0.1) ** 2), sampling_rate=100, encoder=encoder, kind="ppg")
+assert np.isfinite(found).all()
+assert not {"timm", "transformers", "torchvision", "rasterio"} & set(sys.modules)
+print("embedded", *found.shape)
+"""
+
+
+def test_wearables_alone_embed(wheels: Path, tmp_path: Path) -> None:
+    programs = _install("mc-wearables", tmp_path / "environment", wheels)
+    assert _run(programs / "python", "-c", WEARABLES_ALONE, cwd=tmp_path).split() == ["embedded", "6", "16"]
+    for missing in ("timm", "transformers", "torchvision", "rasterio"):
+        check = f"import importlib.util, sys; sys.exit(importlib.util.find_spec('{missing}') is not None)"
+        _run(programs / "python", "-c", check, cwd=tmp_path)

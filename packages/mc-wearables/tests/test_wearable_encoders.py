@@ -1,5 +1,8 @@
 """The published encoder layer by layer, its alternatives, and how encoders are saved and made ready."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from mc_core.export import save_model
 from mc_testkit.toys import ToyEncoder
 from mc_wearables.data.segments import standardise
 from mc_wearables.encoders import SignalEncoder, load_encoder, recalibrate_batchnorm
-from mc_wearables.encoders.layers import as_grid
+from mc_wearables.encoders.layers import EveryStep, as_grid
 from mc_wearables.encoders.resnet import BasicBlock
 from mc_wearables.encoders_config import EncoderConfig
 
@@ -236,3 +239,34 @@ def test_segments_that_do_not_fit_are_refused():
 def test_configurations_that_cannot_be_built_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         EncoderConfig(**fields)
+
+
+ODD_BATCHES = """
+import torch
+from mc_wearables.encoders import SignalEncoder
+from mc_wearables.encoders_config import EncoderConfig
+
+torch.set_num_threads(2)
+for architecture, width in (("resnet", 64), ("resnet", 36), ("efficientnet", 36), ("vit", 64)):
+    config = EncoderConfig(architecture=architecture, channels=1, sampling_rate=64, seconds=10, width=width, expansion=2)
+    encoder = SignalEncoder(config).train()
+    for batch in (3, 33, 59):
+        encoder(torch.randn(batch, 1, 640)).sum().backward()
+print("alive")
+"""
+
+
+def test_odd_batches_do_not_end_the_process():
+    """With two threads, a strided convolution of length 1 over 8 channels did: it read outside its memory."""
+    done = subprocess.run([sys.executable, "-c", ODD_BATCHES], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout.strip() == "alive", f"exit code {done.returncode}: {done.stderr[-500:]}"
+
+
+def test_every_step_before_a_convolution_is_the_convolution_with_a_stride():
+    torch.manual_seed(0)
+    strided = torch.nn.Conv2d(6, 4, 1, stride=(1, 3), bias=False).double()
+    plain = torch.nn.Conv2d(6, 4, 1, bias=False).double()
+    plain.load_state_dict(strided.state_dict())
+    for length in (7, 9):
+        x = torch.randn(2, 6, 1, length, dtype=torch.float64)
+        torch.testing.assert_close(plain(EveryStep(3)(x)), strided(x))

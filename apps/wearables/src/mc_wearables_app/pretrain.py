@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ from mc_wearables.recipe import Recipe, resolve_recipe
 from mc_wearables_app import figures
 from mc_wearables_app.measure import ORACLE, SIMULATED_TARGETS, TRAINED, compared, features_of, table, targets_of
 from mc_wearables_app.runs import DATA_FILE, Data, simulated, stored
+
+FEW_PEOPLE = 30
+_log = logging.getLogger("mc_core")
 
 
 def run_pretrain(
@@ -62,6 +66,12 @@ def run_pretrain(
         with Status("simulating a cohort"):
             data = simulated(signal, recipe)
     run_dir = out or Path("runs") / f"{_slug(Path(name).stem)}-{_slug(data.name)}"
+    people = len(pair_data(recipe, data))
+    if recipe.fit.batch_size > people and "batch_size" not in changes.get("fit", {}):
+        _log.info(
+            "a batch holds each person once: %d instead of %d, as many as there are", people, recipe.fit.batch_size
+        )
+        recipe = resolve_recipe(name, merge(changes, {"fit": {"batch_size": people}}))
     pretrain(recipe, data, run_dir=run_dir, clock=clock, as_json=as_json)
 
 
@@ -141,6 +151,8 @@ def pretrain(recipe: Recipe[Any], data: Data, *, run_dir: Path, clock: Clock, as
         shown.show(as_json=True, title="")
         return shown
     print_table(f"{data.train.kind.upper()}, {people} people held out, {len(data.test):,} segments", *table(found))
+    if people < FEW_PEOPLE:
+        _log.warning("%d people held out are few: every figure here is uncertain, as its interval says", people)
     sys.stdout.write(
         f"run     {run_dir}\nencoder {run_dir / 'model'}\nreport  {report}\n"
         + ("Simulated people: no figure here says anything about health.\n" if data.store is None else "")

@@ -103,9 +103,16 @@ class OpenedRun:
     trained_on: str | None
 
     def data(self, store: Path | None) -> Data:
-        """The segments to measure on: ``store``, or those of the run."""
+        """The segments to measure on: ``store``, or those of the run.
+
+        Raises:
+            DataError: nothing to measure on, or segments of the other kind.
+        """
         if store is not None:
-            return stored(store)
+            data = stored(store)
+            if self.kind is not None and data.train.kind != self.kind:
+                raise DataError(f"{store} holds {data.train.kind}, {self.folder} was trained on {self.kind}")
+            return data
         if self.trained_on is None:
             raise DataError(f"{self.folder} does not say what it was trained on: name a store")
         if self.trained_on == "simulated":

@@ -213,6 +213,67 @@ def mmc_claims(
 
 
 @app.command
+def wearables_speed(*, repeats: int = 15, threads: int = 2, people: int = 256, segments: int = 256) -> None:
+    """Loading pairs of PPG and ECG beside per-sample neurokit2 and beside a step; embedding in PyTorch and ONNX Runtime.
+
+    Args:
+        repeats: Rounds.
+        threads: Of the CPU, for steps and embeddings; loaders run on one.
+        people: Whose segments the loaders choose from.
+        segments: To embed in each round.
+    """
+    from mc_benchmarks.wearables_speed import run_wearables_speed
+
+    run_wearables_speed(repeats=repeats, threads=threads, people=people, segments=segments)
+
+
+@app.command
+def wearables_cohort(
+    *,
+    seeds: int = 3,
+    signals: tuple[Literal["ppg", "ecg"], ...] = ("ppg", "ecg"),
+    people: int | None = None,
+    steps: int | None = None,
+    keep: Path = Path("runs/benchmarks"),
+) -> None:
+    """What encoders know of simulated people held out, beside segment pairs, untrained, heart rate, classical and the ceiling.
+
+    Args:
+        seeds: Cohorts, numbered from 1.
+        signals: PPG, ECG or both.
+        people: To train on; half as many are held out. Default: 600.
+        steps: Optimizer steps. Default: the recipe's.
+        keep: Where finished runs are kept: the same command goes on after them.
+    """
+    from mc_benchmarks.wearables_cohort import run_wearables_cohort
+
+    run_wearables_cohort(seeds=seeds, keep=keep, signals=signals, people=people, steps=steps)
+
+
+@app.command
+def wearables_real(
+    *,
+    data: str | None = None,
+    seeds: int = 3,
+    steps: int | None = None,
+    cinc: bool = True,
+    keep: Path = Path("runs/benchmarks"),
+) -> None:
+    """Real ECG and PPG, read as they are: identification, age, sex and fibrillation of people held out, beside baselines.
+
+    Args:
+        data: Folder with wearables/. Default: $MC_DATA.
+        seeds: Splits of the people, weights and pairs.
+        steps: Optimizer steps. Default: the recipe's.
+        cinc: Also read the rhythm of CinC 2017 records with the encoder of ECG-ID.
+        keep: Where finished runs are kept: the same command goes on after them.
+    """
+    from mc_benchmarks.wearables_real import run_wearables_real
+
+    run_wearables_real(data=data, seeds=seeds, steps=steps, cinc=cinc, keep=keep)
+
+
+@app.command
 def tables(*files: Path, check: bool = False) -> None:
     """Write the tables of README files from the saved results, between their ``<!-- benchmark: NAME -->`` marks.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mc_wearables.encoders.layers import as_grid, convolution
+from mc_wearables.encoders.layers import EveryStep, as_grid, convolution
 from mc_wearables.encoders_config import EncoderConfig
 
 KERNEL, DEPTH = 21, 18
@@ -32,7 +32,8 @@ class BasicBlock(nn.Module):
         )
         self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels_out:
-            self.shortcut.append(convolution(channels_in, channels_out, 1, stride))
+            self.shortcut.append(EveryStep(stride))
+            self.shortcut.append(convolution(channels_in, channels_out, 1))
             self.shortcut.append(nn.BatchNorm2d(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:

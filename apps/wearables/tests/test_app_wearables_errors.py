@@ -1,0 +1,116 @@
+"""What cannot work ends with exit code 2 and one line on standard error that says what to do, never with a traceback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def refused(done, *parts):
+    """Exit code 2, one line, and all ``parts`` (patterns) in it."""
+    assert done.code == 2, done.err
+    assert done.out == ""
+    line = done.err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in done.err
+    for part in parts:
+        assert re.search(part, line), f"{part!r} is not in {line!r}"
+
+
+def test_the_installed_command_itself_ends_with_code_2_and_one_line(tmp_path):
+    program = Path(sys.executable).parent / "mc-wearables"
+    done = subprocess.run([program, "pretrain", tmp_path / "missing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: .*missing.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--signal", "ppg", "--units", "au", "--participant-from", "folder"], [r"sampling rate", r"--fs"]),
+        (["--signal", "ecg", "--fs", 50, "--participant-from", "folder"], [r"units", r"--units"]),
+        (["--signal", "ppg", "--fs", 50, "--units", "au"], [r"participant", r"--participant"]),
+        (["--signal", "eeg", "--fs", 50], [r"--signal", r"ppg"]),
+        (["--signal", "ppg", "--fs", 0], [r"--fs", r"greater than 0"]),
+        (
+            ["--signal", "ppg", "--fs", 50, "--units", "au", "--participant-from", "folder", "--seconds", 60],
+            [r"60", r"--seconds"],
+        ),
+        (
+            ["--signal", "ppg", "--fs", 50, "--units", "au", "--timezone", "Mars/Olympus"],
+            [r"time zone", r"Europe/Berlin"],
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) and str(value[0]).startswith("--") else "",
+)
+def test_ingest_asks_and_never_guesses(arguments, parts, recordings, tmp_path, command):
+    out = tmp_path / "store"
+    refused(command("ingest", recordings / "data" / "alice-00", "--out", out, *arguments), *parts)
+    assert not out.exists()
+
+
+def test_one_bad_file_does_not_cost_the_cohort(recordings, tmp_path, command):
+    data = tmp_path / "data"
+    for person in ("alice-00", "alice-01"):
+        (data / person).mkdir(parents=True)
+        (data / person / "0.csv").write_bytes((recordings / "data" / person / "0.csv").read_bytes())
+    (data / "alice-01" / "1.csv").write_text("ppg\n" + "1.0\n" * 1050)
+    (data / "alice-01" / "2.csv").write_text("ppg\n0.1\nbroken\n")
+    options = (
+        "--signal",
+        "ppg",
+        "--fs",
+        50,
+        "--units",
+        "au",
+        "--participant-from",
+        "folder",
+        "--seconds",
+        10,
+        "--rate",
+        32,
+    )
+    found = command("ingest", data, "--out", tmp_path / "store", *options, "--json").json
+    assert (found["kept"], found["participants"]) == (4, 2)
+    assert sum(found["rejected"].values()) >= 2  # the flat line
+    assert found["failed"] + found["problems"] >= 1
+
+
+def test_stores_and_runs_that_are_none(tmp_path, store, command):
+    refused(command("pretrain", tmp_path), r"store|manifest")
+    refused(command("probe", tmp_path / "nope"), r"no such run folder", r"mc-wearables pretrain")
+    refused(command("probe", tmp_path), r"neither a run folder")
+    refused(command("pretrain", store, "--signal", "ecg"), r"--signal ecg", r"ppg")
+    refused(command("pretrain", store, "--recipe", "ahms-pp"), r"ahms-ppg")
+
+
+def test_labels_that_do_not_fit(tmp_path, trained, recordings, command):
+    run, _ = trained
+    table = tmp_path / "labels.csv"
+    probe = ("probe", run, "--labels", table, "--no-baselines", "--draws", 10)
+    refused(command(*probe), r"no such table")
+    table.write_text("name,age\nalice-00,3\n")
+    refused(command(*probe), r"no column of participants", r"name, age")
+    table.write_text("participant,age\nbob,3\n")
+    refused(command(*probe), r"none of its 1 participants has a signal")
+    table.write_text("participant,age\nalice-00,3\nalice-00,4\nalice-01,5\n")
+    refused(command(*probe), r"2 values", r"one row per person")
+    table.write_text("participant,age,place\nalice-00,3,a\nalice-01,4,b\nalice-02,5,c\n")
+    refused(command(*probe, "--target", "agge"), r"agge", r"age")
+    refused(command(*probe, "--target", "place"), r"neither numbers nor two words")
+
+
+def test_a_signal_that_gives_no_segment(tmp_path, trained, command):
+    run, _ = trained
+    short = tmp_path / "short.csv"
+    np.savetxt(short, np.sin(np.arange(100) / 5), header="ppg", comments="")
+    refused(command("embed", run, short, "--fs", 50, "--out", tmp_path / "e.npz"), r"10|short")
+    refused(command("embed", run, short, "--out", tmp_path / "e.npz"), r"--fs")
+    refused(command("embed", run, short, "--fs", 50, "--out", tmp_path / "e.txt"), r"\.parquet or \.npz")
+    assert not (tmp_path / "e.npz").exists()
