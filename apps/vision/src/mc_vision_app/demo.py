@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,14 +173,21 @@ def has_patches(opened: OpenedRun) -> bool:
     return True
 
 
+def _picture(gr: Any, *, label: str, elem_id: str) -> Any:
+    """An image without the button that would send it to a public site."""
+    if "buttons" in inspect.signature(gr.Image).parameters:  # Gradio 6
+        quiet = {"buttons": ["download", "fullscreen"]}
+    else:
+        quiet = {"show_share_button": False}
+    return gr.Image(label=label, interactive=False, type="pil", elem_id=elem_id, **quiet)
+
+
 def _point_tab(gr: Any, opened: OpenedRun, size: int | None, told: Callable[..., Any]) -> None:
     state = gr.State(lambda: PointedPhoto(opened, size))
     upload = gr.File(label="A photo", file_types=["image"], type="filepath", elem_id="upload", height=120)
     with gr.Row():
-        shown = gr.Image(label="Click on something", interactive=False, type="pil", elem_id="photo")
-        heat = gr.Image(
-            label="Similarity to it (blue −1, white 0, red 1)", interactive=False, type="pil", elem_id="heat"
-        )
+        shown = _picture(gr, label="Click on something", elem_id="photo")
+        heat = _picture(gr, label="Similarity to it (blue −1, white 0, red 1)", elem_id="heat")
     with gr.Row():
         auto = gr.Checkbox(True, label="Threshold by Otsu's method", elem_id="auto")
         level = gr.Slider(-1, 1, 0.5, step=0.01, label="Threshold", elem_id="threshold")

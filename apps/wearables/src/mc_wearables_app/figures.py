@@ -12,10 +12,11 @@ from mc_core.data import finish_on_device
 from mc_core.files import atomic_path
 from mc_wearables.data.pairs import PairData
 from mc_wearables.evaluation import Features
-from mc_wearables.evaluation.comparison import HEADLINE, Comparison
+from mc_wearables.evaluation.comparison import Comparison
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart, and two grays
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+_METRIC = {"regression": "R²", "classification": "AUROC"}
 _PEOPLE = 12
 _SECONDS = 10.0
 
@@ -81,8 +82,10 @@ def probes(found: Comparison, path: Path) -> Path:
         if task == "classification":
             axis.axvline(0.5, color="black", linewidth=0.6, linestyle=":")
             axis.set_xlim(0.3, 1.02)
+        else:
+            axis.set_xlim(max(axis.get_xlim()[0], -1.0), min(axis.get_xlim()[1], 1.02))  # worse than −1 is just bad
         level = "segment" if found.levels[target] == "segment" else "person"
-        axis.set_title(f"{target.partition('@')[0]} ({HEADLINE[task]}, per {level})", fontsize=9)
+        axis.set_title(f"{target.partition('@')[0]} ({_METRIC[task]}, per {level})", fontsize=9)
         labels = [name.replace("_", " ") for name in names] if number % columns == 0 else [""] * len(names)
         axis.set_yticks(range(len(names)), labels, fontsize=8)
         axis.invert_yaxis()

@@ -130,7 +130,7 @@ def table(found: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def _cell(value: float, low: float, high: float) -> str:
     """0.31 with its interval, short enough for five in a row."""
-    return f"{value:.2f} [{_short(low)} {_short(high)}]"
+    return f"{value:.2f} {_short(low)}–{_short(high)}"
 
 
 def _short(value: float) -> str:

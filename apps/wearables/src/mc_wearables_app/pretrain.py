@@ -150,7 +150,10 @@ def pretrain(recipe: Recipe[Any], data: Data, *, run_dir: Path, clock: Clock, as
     if as_json:
         shown.show(as_json=True, title="")
         return shown
-    print_table(f"{data.train.kind.upper()}, {people} people held out, {len(data.test):,} segments", *table(found))
+    print_table(
+        f"{data.train.kind.upper()}, {people} people held out, {len(data.test):,} segments; 95 % intervals over people",
+        *table(found),
+    )
     if people < FEW_PEOPLE:
         _log.warning("%d people held out are few: every figure here is uncertain, as its interval says", people)
     sys.stdout.write(

@@ -68,7 +68,9 @@ def run_probe(
         result.show(as_json=True, title="")
         return result.fields
     people = {side: len(np.unique(s.participant)) for side, s in (("train", data.train), ("test", data.test))}
-    title = f"{run.name}: fitted on {people['train']} people, tested on {people['test']} others"
+    title = (
+        f"{run.name}: fitted on {people['train']} people, tested on {people['test']} others; 95 % intervals over people"
+    )
     print_table(title, *table(found))
     for path in written:
         print(path)
