@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from mc_benchmarks import contract, tables
+from mc_benchmarks import contract, mmc_claims, mmc_step, segment, sinkhorn, tables
+from mc_benchmarks.claims import over_seeds
 from mc_benchmarks.contract import Report, Row, environment, load_report, median, median_ratio, paired, spread
 from mc_benchmarks.queue_loss import _inputs, dense_info_nce
 from mc_benchmarks.step_time import _fill, _network, floor_step, our_step
 from mc_core.errors import DataError
 from mc_core.losses import info_nce
+from mc_vision.methods.mmc import MMC
+from mc_vision.recipe import resolve_recipe
 
 SAVED = sorted(path.stem for path in contract.RESULTS.glob("*.json"))
 
@@ -94,3 +97,50 @@ def test_the_steps_that_are_timed_do_their_work():
         name.split(".")[0] for name, value in method.state_dict().items() if not torch.equal(value, before[name])
     }
     assert changed == {"online", "momentum_encoder", "queue"}
+
+
+def test_the_step_of_mmc_that_is_timed_trains_and_its_floor_does_not():
+    recipe = resolve_recipe("mmc-laptop", {"fit": {"batch_size": 4, "device": "cpu"}})
+    torch.manual_seed(0)
+    method = MMC(recipe.method).train()
+    views = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    mmc_step.floor_step(method, torch.cat(views), scores=True)()
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+    mmc_step.our_step(method, recipe, *views)()
+    moved = {name for name, value in method.state_dict().items() if not torch.equal(before[name], value)}
+    assert {name.partition(".")[0] for name in moved} >= {"online", "teacher", "reconstruction", "center"}
+
+
+def test_our_sinkhorn_reads_the_matrix_a_third_as_often_on_a_gpu():
+    scores = sinkhorn._scores(256, 64, "cpu")
+    literal = sinkhorn.passes(lambda: [sinkhorn.literal_sinkhorn(crop) for crop in scores], scores.nbytes)
+    assert sinkhorn.passes_on_a_gpu(scores.shape, 0.05) <= literal / 3
+
+
+def test_directions_of_a_claim_are_read_from_the_rows():
+    def row(name: str, overlap: float, iou: float) -> Row:
+        return Row(name=f"COCO: {name}", values={mmc_claims.OVERLAP: overlap, mmc_claims.IOU: iou})
+
+    rows = [row(mmc_claims.ALL, 0.5, 0.3)]
+    rows += [row(name, overlap, 0.2) for name, overlap in zip(list(mmc_claims.CASES)[1:], (0.6, 0.4, 0.7), strict=True)]
+    rows += [row(mmc_claims.RANDOM_INIT, 0.8, 0.2), row(mmc_claims.POSITION_ONLY, 0.1, 0.4)]
+    holds, _, fails = mmc_claims._reading(rows, "COCO").partition(" holds; ")
+    assert "overlap below reconstruction alone" in holds
+    assert "mIoU above the untrained encoder" in holds
+    assert fails == "overlap below distillation alone, mIoU above position only does not."
+
+
+def test_seeds_are_averaged_by_row():
+    rows = over_seeds([{"a": {"x": 1.0}, "b": {"x": 5.0}}, {"a": {"x": 3.0}}])
+    assert [(row.name, row.values["x"], row.values["x sd"]) for row in rows] == [
+        ("a", 2.0, pytest.approx(2**0.5)),
+        ("b", 5.0, None),
+    ]
+
+
+def test_pointing_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(contract, "RESULTS", tmp_path)
+    report = segment.run_segment(repeats=1, page=False)
+    assert [row.name for row in report.rows] == ["encode the photo", "click to mask and overlay"]
+    assert all(row.values["ms (median)"] > 0 for row in report.rows)
