@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from mc_testkit.command import Done
+from mc_testkit.command import call as testkit_call
 from mc_testkit.files import write_image, write_image_folder
 
 TINY = {
@@ -25,34 +21,11 @@ TINY = {
 }
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        assert self.code == 0, self.err
-        (line,) = self.out.splitlines()
-        return json.loads(line)
-
-
 def call(*arguments: object) -> Done:
-    """``mc-vision ARGUMENTS`` as its entry point runs it; the project's logger is left as it was found."""
-    from mc_core.cli import run_app
+    """``mc-vision ARGUMENTS`` as its entry point runs it."""
     from mc_vision_app.app import run
 
-    log = logging.getLogger("mc_core")
-    before = list(log.handlers), log.propagate, log.level
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run_app(run, [str(argument) for argument in arguments])
-    finally:
-        log.handlers[:], log.propagate = before[0], before[1]
-        log.setLevel(before[2])
-    return Done(code, out.getvalue(), err.getvalue())
+    return testkit_call(run, *arguments)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from mc_core.cli import call_app
+from mc_core.cli import call_app, value_of
 from mc_core.engine.config import Fit
 from mc_core.errors import ConfigError
 from mc_vision import __version__
@@ -230,17 +230,8 @@ def inspect(target: str, /, *, json: _Json = False) -> None:
     run_inspect(target, as_json=json)
 
 
-def _recipe_named_in(arguments: list[str]) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == "--recipe" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--recipe="):
-            return argument.partition("=")[2]
-    return None
-
-
 def _pretrain_command(arguments: list[str]) -> Any:
-    named = _recipe_named_in(arguments)
+    named = value_of(arguments, "--recipe")
     config = METHODS.config_class(system_of(named) if named else "moco")
     fit_option = Annotated[Fit | None, Parameter(name="fit", group=_FIT, show_default=False)]
     views_option = Annotated[ViewOptions | None, Parameter(name="views", group=_VIEWS, show_default=False)]

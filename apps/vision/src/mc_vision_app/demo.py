@@ -17,12 +17,13 @@ from mc_core.cli import Status
 from mc_core.data import BadSampleError
 from mc_core.errors import ConfigError, DataError, McError
 from mc_core.optional import require
+from mc_core.runs import pick_device
 from mc_vision.data import ImageSource, open_source
 from mc_vision.data.decoding import decode
 from mc_vision.evaluation import encoder_of, extract_features
 from mc_vision.patches import patch_size
 from mc_vision.prompt import EncodedPhoto, Point, mask_overlay, otsu_threshold
-from mc_vision_app.runs import OpenedRun, open_run, pick_device
+from mc_vision_app.runs import OpenedRun, open_run
 from mc_vision_app.segment import encode
 
 _SHOWN = 12

@@ -16,9 +16,10 @@ from mc_core.cli import Clock, print_json
 from mc_core.errors import ConfigError, DataError
 from mc_core.files import atomic_path, read_json, write_json
 from mc_core.optional import require
+from mc_core.runs import pick_device
 from mc_vision.data import ImageSource, open_source
 from mc_vision.evaluation import batches_of_features
-from mc_vision_app.runs import OpenedRun, open_run, pick_device
+from mc_vision_app.runs import OpenedRun, open_run
 
 _log = logging.getLogger("mc_core")
 _PART = 4096  # images in a part; what is lost at most when the process is killed

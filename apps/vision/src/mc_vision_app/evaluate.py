@@ -9,12 +9,13 @@ import torch
 
 from mc_core.cli import Clock, Result, Status
 from mc_core.errors import ConfigError
+from mc_core.runs import pick_device
 from mc_vision.clustering import cluster
 from mc_vision.data import ImageSource, open_source, split_source
 from mc_vision.data.source import align_labels
 from mc_vision.encoders import TimmEncoder
 from mc_vision.evaluation import encoder_of, knn, linear, need_labels, raw_pixels
-from mc_vision_app.runs import OpenedRun, open_run, pick_device
+from mc_vision_app.runs import OpenedRun, open_run
 
 
 def run_evaluate(

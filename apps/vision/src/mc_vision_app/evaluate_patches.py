@@ -12,12 +12,13 @@ from torch import nn
 from mc_core.cli import Clock, Status, print_json, print_table
 from mc_core.errors import ConfigError
 from mc_core.files import write_json
+from mc_core.runs import pick_device
 from mc_vision.data.masks import MaskedImages, MaskedScenes, open_masks
 from mc_vision.patch_evaluation import PatchProtocol, PatchResult, evaluate_patches
 from mc_vision.patch_figures import similarity_histograms, threshold_curves
 from mc_vision.patches import patch_size, random_twin
 from mc_vision.propagation import evaluate_propagation
-from mc_vision_app.runs import open_run, pick_device
+from mc_vision_app.runs import open_run
 
 PATCH_PROTOCOLS = ("prompt-segmentation", "object-similarity", "propagation")
 _SCENES = 200

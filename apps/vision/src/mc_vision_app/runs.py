@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from mc_core.engine.checkpoint import CheckpointFolder
-from mc_core.errors import CheckpointError, DataError
+from mc_core.errors import CheckpointError
 from mc_core.export import load_model
+from mc_core.runs import need_run_folder, open_model
 from mc_vision.data import ImageSource
 from mc_vision.encoders import TimmEncoder
 from mc_vision.methods import METHODS
 from mc_vision.recipe import Recipe, resolve_recipe
 from mc_vision.transforms import EvalDataset
 from mc_vision.transforms_config import IMAGENET_MEAN, IMAGENET_STD
+
+COMMAND = "mc-vision pretrain"
 
 
 @dataclass(frozen=True)
@@ -63,36 +65,9 @@ def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
         DataError: no such folder, or nothing of ours in it.
         CheckpointError: what is there cannot be read.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such run folder; `mc-vision pretrain` makes them, under runs/ unless --out says otherwise"
-        )
+    need_run_folder(folder, command=COMMAND)
     recipe = resolve_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
-    step: int | None = None
-    if recipe is None:
-        if not (folder / "config.json").exists():
-            raise DataError(f"{folder} is neither a run folder (no recipe.yaml) nor a saved encoder (no config.json)")
-        encoder = load_model(folder)
-    elif (folder / "model" / "config.json").exists():
-        encoder = load_model(folder / "model")
-        paths = CheckpointFolder(folder / "checkpoints").paths()
-        step = int(paths[0].stem.removeprefix("step-")) if paths else None
-    else:
-        state = CheckpointFolder(folder / "checkpoints").load_newest()
-        if state is None:
-            raise CheckpointError(
-                f"{folder} holds no model and no checkpoint yet: let `mc-vision pretrain` go on for a while"
-            )
-        method = METHODS.method_class(recipe.system)(recipe.method)
-        method.load_state_dict(state["method"])
-        encoder, step = method.encoder, int(state["step"])
+    encoder, step = open_model(folder, recipe, METHODS, command=COMMAND)
     if not isinstance(encoder, TimmEncoder):
         raise CheckpointError(f"{folder} holds a {type(encoder).__name__}, not an image encoder of mc-vision")
     return OpenedRun(folder, encoder.eval().to(device or "cpu"), recipe, step)
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto``: a GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

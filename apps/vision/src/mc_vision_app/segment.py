@@ -13,11 +13,12 @@ from PIL import Image
 from mc_core.cli import Status, print_json, print_table
 from mc_core.errors import ConfigError, DataError
 from mc_core.files import atomic_path
+from mc_core.runs import pick_device
 from mc_vision.data.decoding import decode
 from mc_vision.data.masks import decode_mask
 from mc_vision.patches import patch_size
 from mc_vision.prompt import EncodedPhoto, Point, encode_photo, mask_iou, mask_overlay, otsu_threshold
-from mc_vision_app.runs import OpenedRun, open_run, pick_device
+from mc_vision_app.runs import OpenedRun, open_run
 
 _SMALL_VIEW = 160  # an encoder trained on smaller views sees photos at their size, else at that of MMC's evaluation
 _EVALUATION_SIZE = 480

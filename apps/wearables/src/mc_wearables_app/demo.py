@@ -16,8 +16,9 @@ import numpy as np
 
 from mc_core.errors import ConfigError, DataError, McError
 from mc_core.optional import require
+from mc_core.runs import pick_device
 from mc_wearables_app.explorer import PARTICIPANT, SHOWN, Explorer, Uploaded
-from mc_wearables_app.runs import Data, OpenedRun, open_run, pick_device
+from mc_wearables_app.runs import Data, OpenedRun, open_run
 from mc_wearables_app.signal_figures import point_at, row_at
 
 _MOST_UPLOAD = "500mb"

@@ -12,12 +12,13 @@ import numpy as np
 from mc_core.cli import Clock, Status, print_json
 from mc_core.errors import ConfigError
 from mc_core.files import atomic_path
+from mc_core.runs import pick_device
 from mc_wearables.data.config import IngestOptions
 from mc_wearables.data.ingestion import ingest
 from mc_wearables.data.segments import Segments, SignalKind
 from mc_wearables.data.store import SegmentStore
 from mc_wearables.embedding import embed_segments
-from mc_wearables_app.runs import OpenedRun, open_run, pick_device
+from mc_wearables_app.runs import OpenedRun, open_run
 
 _log = logging.getLogger("mc_core")
 

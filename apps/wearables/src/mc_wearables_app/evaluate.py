@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from mc_core.cli import Clock, Result, Status, print_table
+from mc_core.runs import pick_device
 from mc_wearables.evaluation import identity_report
 from mc_wearables_app import figures
 from mc_wearables_app.measure import CLASSICAL, TRAINED, UNTRAINED, features_of
-from mc_wearables_app.runs import open_run, pick_device
+from mc_wearables_app.runs import open_run
 
 
 def run_evaluate(

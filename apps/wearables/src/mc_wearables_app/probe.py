@@ -11,12 +11,13 @@ import numpy as np
 
 from mc_core.cli import Clock, Result, Status, print_table
 from mc_core.errors import ConfigError
+from mc_core.runs import pick_device
 from mc_wearables.data.segments import Segments
 from mc_wearables.evaluation import participant_split
 from mc_wearables_app import figures
 from mc_wearables_app.labels import labels_of
 from mc_wearables_app.measure import TRAINED, compared, features_of, table, targets_of
-from mc_wearables_app.runs import Data, open_run, pick_device
+from mc_wearables_app.runs import Data, open_run
 
 
 def run_probe(

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.errors import CheckpointError, DataError
-from mc_core.export import load_model
 from mc_core.files import read_json
+from mc_core.runs import need_run_folder, open_model
 from mc_wearables.cohort import simulate_cohort
 from mc_wearables.data.segments import Segments, SignalKind
 from mc_wearables.data.store import SegmentStore
@@ -25,6 +24,7 @@ DATA_FILE = "data.json"
 """In a run folder: which segments it was trained on. It names a folder, no person."""
 SIMULATED_TRAIN, SIMULATED_TEST = (600, 12), (300, 10)
 """Participants and segments of each in the simulated cohort."""
+COMMAND = "mc-wearables pretrain"
 
 
 @dataclass(frozen=True)
@@ -129,39 +129,12 @@ def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
         DataError: no such folder, or nothing of ours in it.
         CheckpointError: what is there cannot be read.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such run folder; `mc-wearables pretrain` makes them, under runs/ unless --out says otherwise"
-        )
+    need_run_folder(folder, command=COMMAND)
     recipe = resolve_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
     facts = read_json(folder / DATA_FILE) if (folder / DATA_FILE).exists() else {}
-    step: int | None = None
-    if recipe is None:
-        if not (folder / "config.json").exists():
-            raise DataError(f"{folder} is neither a run folder (no recipe.yaml) nor a saved encoder (no config.json)")
-        encoder = load_model(folder)
-    elif (folder / "model" / "config.json").exists():
-        encoder = load_model(folder / "model")
-        paths = CheckpointFolder(folder / "checkpoints").paths()
-        step = int(paths[0].stem.removeprefix("step-")) if paths else None
-    else:
-        state = CheckpointFolder(folder / "checkpoints").load_newest()
-        if state is None:
-            raise CheckpointError(
-                f"{folder} holds no model and no checkpoint yet: let `mc-wearables pretrain` go on for a while"
-            )
-        method = METHODS.method_class(recipe.system)(recipe.method)
-        method.load_state_dict(state["method"])
-        encoder, step = method.encoder, int(state["step"])
+    encoder, step = open_model(folder, recipe, METHODS, command=COMMAND)
     if not isinstance(encoder, SignalEncoder):
         raise CheckpointError(f"{folder} holds a {type(encoder).__name__}, not an encoder of mc-wearables")
     return OpenedRun(
         folder, encoder.eval().to(device or "cpu"), recipe, step, facts.get("signal"), facts.get("trained_on")
     )
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto``: a GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

@@ -62,6 +62,20 @@ def call_app(app: Any, arguments: Sequence[str]) -> Any:
         raise ConfigError(_option_problem(error, arguments)) from error
 
 
+def value_of(arguments: Sequence[str], option: str) -> str | None:
+    """What follows ``option`` on a command line that is not parsed yet.
+
+    >>> value_of(["pretrain", "--recipe", "moco-v2"], "--recipe"), value_of(["--recipe=dcl"], "--recipe")
+    ('moco-v2', 'dcl')
+    """
+    for i, argument in enumerate(arguments):
+        if argument == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None
+
+
 def _help_of(app: Any, arguments: Sequence[str]) -> str:
     verb = next((a for a in arguments[:1] if not a.startswith("-")), "")
     return " ".join([app.name[0], *([verb] if verb in set(app) else []), "--help"])

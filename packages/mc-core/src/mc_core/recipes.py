@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,3 +166,37 @@ class MethodTable:
 def _import(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def resolve(
+    package: str,
+    methods: MethodTable,
+    recipe_of: Callable[[type[BaseModel]], type[Model]],
+    name: str | Path,
+    changes: Mapping[str, Any] | None = None,
+) -> Model:
+    """A recipe with ``changes`` in place and every default written out; its ``system`` names the method that it configures.
+
+    Args:
+        package: whose recipes, such as ``"mc_vision"``.
+        methods: of that package.
+        recipe_of: configuration model of a method → model of the whole recipe.
+        name: a shipped recipe, a YAML file, or a run folder.
+        changes: nested fields that replace the recipe's; ``fit.epochs`` also replaces its steps, and the reverse.
+
+    Raises:
+        ConfigError: unknown recipe, method or field, or a value out of range; the message names the file and the field.
+    """
+    content = load_recipe(package, name)
+    given = dict(changes or {})
+    fit = given.get("fit", {})
+    if "epochs" in fit or "steps" in fit:  # one replaces the other
+        content["fit"] = {n: v for n, v in content.get("fit", {}).items() if n not in ("epochs", "steps")}
+    system = str(given.get("system", content.get("system", "")))
+    source = str(name) if not given else f"{name} with the options given"
+    return validated(recipe_of(methods.config_class(system)), merge({"method": {}, **content}, given), source=source)
+
+
+def system_of(package: str, name: str | Path) -> str:
+    """The method that a recipe of ``package`` names."""
+    return str(load_recipe(package, name).get("system", ""))

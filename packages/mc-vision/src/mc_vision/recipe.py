@@ -8,9 +8,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from mc_core import recipes
 from mc_core.engine.config import Fit, StrictModel
 from mc_core.errors import ConfigError
-from mc_core.recipes import load_recipe, merge, validated
+from mc_core.recipes import resolve
 from mc_vision.methods import METHODS
 from mc_vision.transforms_config import View, Views, views_preset
 
@@ -100,17 +101,9 @@ def resolve_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -
     >>> resolve_recipe("moco-v2", {"fit": {"epochs": 3}}).fit.epochs
     3
     """
-    content = load_recipe("mc_vision", name)
-    given = dict(changes or {})
-    fit = given.get("fit", {})
-    if "epochs" in fit or "steps" in fit:  # one replaces the other
-        content["fit"] = {n: v for n, v in content.get("fit", {}).items() if n not in ("epochs", "steps")}
-    system = given.get("system", content.get("system", ""))
-    model = Recipe[METHODS.config_class(str(system))]  # type: ignore[misc]
-    source = str(name) if not given else f"{name} with the options given"
-    return validated(model, merge({"method": {}, **content}, given), source=source)
+    return resolve("mc_vision", METHODS, lambda config: Recipe[config], name, changes)  # type: ignore[valid-type]
 
 
 def system_of(name: str | Path) -> str:
     """The method that a recipe names."""
-    return str(load_recipe("mc_vision", name).get("system", ""))
+    return recipes.system_of("mc_vision", name)

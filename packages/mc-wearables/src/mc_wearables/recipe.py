@@ -11,8 +11,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from mc_core import recipes
 from mc_core.engine.config import Fit, StrictModel
-from mc_core.recipes import load_recipe, merge, validated
+from mc_core.recipes import resolve
 from mc_wearables.augment_config import AugmentConfig
 from mc_wearables.methods import METHODS
 
@@ -63,17 +64,9 @@ def resolve_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -
     >>> recipe.fit.steps, recipe.augment.cut_p, recipe.method.encoder.samples
     (3, 0.8, 3840)
     """
-    content = load_recipe("mc_wearables", name)
-    given = dict(changes or {})
-    fit = given.get("fit", {})
-    if "epochs" in fit or "steps" in fit:  # one replaces the other
-        content["fit"] = {n: v for n, v in content.get("fit", {}).items() if n not in ("epochs", "steps")}
-    system = given.get("system", content.get("system", ""))
-    model = Recipe[METHODS.config_class(str(system))]  # type: ignore[misc]
-    source = str(name) if not given else f"{name} with the options given"
-    return validated(model, merge({"method": {}, **content}, given), source=source)
+    return resolve("mc_wearables", METHODS, lambda config: Recipe[config], name, changes)  # type: ignore[valid-type]
 
 
 def system_of(name: str | Path) -> str:
     """The method that a recipe names."""
-    return str(load_recipe("mc_wearables", name).get("system", ""))
+    return recipes.system_of("mc_wearables", name)

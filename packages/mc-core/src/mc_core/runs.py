@@ -1,0 +1,58 @@
+"""Opening what a run left: the model of one that is finished, or the newest checkpoint of one that is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mc_core.engine.checkpoint import CheckpointFolder
+from mc_core.errors import CheckpointError, DataError
+from mc_core.export import load_model
+from mc_core.recipes import MethodTable
+
+
+def open_model(folder: Path, recipe: Any | None, methods: MethodTable, *, command: str) -> tuple[nn.Module, int | None]:
+    """The encoder of a run folder, or a saved model, and the optimizer steps behind it where they are known.
+
+    Args:
+        folder: a run (with ``model/``, or checkpoints only), or what :func:`mc_core.export.save_model` wrote.
+        recipe: of the run, with ``system`` and ``method``; None for a saved model.
+        methods: of the package; a method says by its attribute ``encoder`` what it keeps.
+        command: that makes runs, for messages.
+
+    Raises:
+        DataError: nothing of ours in the folder.
+        CheckpointError: what is there cannot be read.
+    """
+    if recipe is None:
+        if not (folder / "config.json").exists():
+            raise DataError(f"{folder} is neither a run folder (no recipe.yaml) nor a saved encoder (no config.json)")
+        return load_model(folder), None
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    if (folder / "model" / "config.json").exists():
+        paths = checkpoints.paths()
+        return load_model(folder / "model"), int(paths[0].stem.removeprefix("step-")) if paths else None
+    state = checkpoints.load_newest()
+    if state is None:
+        raise CheckpointError(f"{folder} holds no model and no checkpoint yet: let `{command}` go on for a while")
+    method = methods.method_class(recipe.system)(recipe.method)
+    method.load_state_dict(state["method"])
+    return method.encoder, int(state["step"])
+
+
+def need_run_folder(folder: Path, *, command: str) -> None:
+    """Raise DataError when there is no such folder."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such run folder; `{command}` makes them, under runs/ unless --out says otherwise"
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
