@@ -3,11 +3,8 @@
 from functools import partial
 from typing import ClassVar
 
-import torch
-
-from mc_core.data import TensorData
 from mc_testkit.contract import MethodCase, MethodContract
-from mc_testkit.toys import build_from
+from mc_testkit.toys import build_from, signal_pairs
 
 GEOMETRY = {"channels": 2, "sampling_rate": 16.0, "seconds": 4.0}
 PLAIN = {
@@ -22,20 +19,6 @@ PARTICIPANT = (
     "mc_wearables.methods.participant.config:ParticipantConfig",
 )
 SMALL = {"dim": 8, "hidden_dim": 32, "dropout": 0.0, "temperature": 0.1, "momentum": {"momentum": 0.9}}
-
-
-def signal_pairs(count: int = 48, seed: int = 0) -> TensorData:
-    """Waves of a person's own rate, each time with another phase: ``view_1``, ``view_2``, ``signal`` (count, 2, 64), ``ids``."""
-    generator = torch.Generator().manual_seed(seed)
-    time = torch.arange(64) / 16.0
-    rate = torch.linspace(0.5, 3.0, count)[:, None, None]
-
-    def wave() -> torch.Tensor:
-        phase = 6.3 * torch.rand(count, 2, 1, generator=generator)
-        noise = 0.1 * torch.randn(count, 2, 64, generator=generator)
-        return torch.sin(6.2832 * rate * time + phase) + noise
-
-    return TensorData(view_1=wave(), view_2=wave(), signal=wave(), ids=torch.arange(count) // 2)
 
 
 def case(name, fields, *, exact=True, two=False, **more):

@@ -155,3 +155,17 @@ def toy_dcl() -> ToyDCL:
 def toy_dcl_with_dropout() -> ToyDCL:
     """With dropout, which both passes must draw alike."""
     return ToyDCL()
+
+
+def signal_pairs(count: int = 48, seed: int = 0) -> TensorData:
+    """Waves of a person's own rate, each time with another phase: ``view_1``, ``view_2``, ``signal`` (count, 2, 64), ``ids``."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(64) / 16.0
+    rate = torch.linspace(0.5, 3.0, count)[:, None, None]
+
+    def wave() -> Tensor:
+        phase = 6.3 * torch.rand(count, 2, 1, generator=generator)
+        noise = 0.1 * torch.randn(count, 2, 64, generator=generator)
+        return torch.sin(6.2832 * rate * time + phase) + noise
+
+    return TensorData(view_1=wave(), view_2=wave(), signal=wave(), ids=torch.arange(count) // 2)
