@@ -106,8 +106,8 @@ def test_embed_gives_what_the_library_gives(recordings, trained, tmp_path, comma
     assert table["offset"].to_pylist() == [0.0, 10.0]
     signal = np.loadtxt(csv, skiprows=1)
     encoder = load_encoder(run / "model")
-    np.testing.assert_allclose(
-        embed(signal, sampling_rate=50, encoder=encoder, kind="ppg"), values, rtol=1e-4, atol=1e-5
+    np.testing.assert_allclose(  # the command goes through a store, in float16
+        embed(signal, sampling_rate=50, encoder=encoder, kind="ppg"), values, rtol=1e-3, atol=1e-4
     )
 
 

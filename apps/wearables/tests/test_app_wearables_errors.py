@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +116,58 @@ def test_a_signal_that_gives_no_segment(tmp_path, trained, command):
     refused(command("embed", run, short, "--out", tmp_path / "e.npz"), r"--fs")
     refused(command("embed", run, short, "--fs", 50, "--out", tmp_path / "e.txt"), r"\.parquet or \.npz")
     assert not (tmp_path / "e.npz").exists()
+
+
+def test_recipes_and_settings_that_do_not_fit_the_store(tmp_path, store, command):
+    options = ("--fit.steps", 2, "--fit.batch-size", 4, "--out", tmp_path / "run")
+    refused(command("pretrain", store, "--recipe", "ahms-ecg-laptop", *options), r"ecg.*holds ppg", r"--signal ppg")
+    shape = ("--method.encoder.channels", 2, "--method.encoder.width", 16)
+    refused(command("pretrain", store, "--recipe", "ahms-ppg-laptop", *shape, *options), r"2 channels.* have 1")
+    single = (*shape[2:], "--fit.steps", 2, "--fit.batch-size", 1, "--out", tmp_path / "run")
+    refused(command("pretrain", store, "--recipe", "ahms-ppg-laptop", *single), r"nothing to contrast")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_store_was_moved_says_which_and_how_to_name_it(tmp_path, trained, store, command):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    gone = tmp_path / "gone"
+    (run / "data.json").write_text(json.dumps({"signal": "ppg", "trained_on": str(gone)}))
+    for verb in ("probe", "evaluate"):
+        refused(command(verb, run), re.escape(str(gone)), r"data\.json", r"not there any more: name where it is")
+    done = command("evaluate", run, store, "--draws", 20, "--json")
+    assert done.code == 0
+    assert "people that are in both may be among those held out" in " ".join(done.err.split())
+    assert "people that are in both" not in " ".join(command("evaluate", trained[0], store, "--draws", 20).err.split())
+
+
+def test_an_interrupted_run_knows_its_segments(tmp_path, trained, command):
+    """What ``kill -9`` leaves: checkpoints and what was written before them, no model."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run, ignore=shutil.ignore_patterns("model*", "result.json", "report*", "*.png"))
+    assert command("evaluate", run, "--draws", 20, "--json").code == 0
+
+
+def test_segments_of_the_other_signal_are_not_embedded(tmp_path, trained, command):
+    run, _ = trained
+    leads = tmp_path / "leads"
+    options = ("--signal", "ecg", "--fs", 64, "--units", "mV", "--participant", "p", "--seconds", 10, "--rate", 32)
+    line = "\n".join(f"{np.sin(i / 5):.4f}" for i in range(64 * 21))
+    (tmp_path / "lead.csv").write_text(f"ecg\n{line}\n")
+    assert command("ingest", tmp_path / "lead.csv", "--out", leads, *options).code == 0
+    refused(command("embed", run, leads, "--out", tmp_path / "e.npz"), r"holds ecg", r"trained on ppg")
+
+
+def test_ids_of_labels_are_texts_and_their_values_finite(tmp_path, trained, recordings, ingest_options, command):
+    data, run = tmp_path / "data", trained[0]
+    for person in range(14):
+        shutil.copytree(recordings / "data" / f"alice-{person:02d}", data / f"0{person:02d}")
+    store = tmp_path / "numbered"
+    assert command("ingest", data, "--out", store, *ingest_options).code == 0
+    table = tmp_path / "labels.csv"
+    table.write_text("participant,age\n" + "".join(f"0{p:02d},{20 + p}\n" for p in range(14)))
+    probe = ("probe", run, store, "--labels", table, "--no-baselines", "--draws", 10)
+    assert "participants of the store have no label" not in command(*probe).err
+    assert command(*probe).code == 0
+    table.write_text("participant,age\n" + "".join(f"0{p:02d},{'inf' if p == 3 else p}\n" for p in range(14)))
+    refused(command(*probe), r"column age: 1 values are infinite")

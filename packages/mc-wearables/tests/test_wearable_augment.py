@@ -221,3 +221,42 @@ def test_published_probabilities():
 def test_bad_settings_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         AugmentConfig(**fields)
+
+
+def test_defaults_are_the_published_strengths():
+    """Table of the method's augmentations: probabilities of the paper, strengths of the released code."""
+    ppg, ecg = AugmentConfig.of_signal("ppg"), AugmentConfig.of_signal("ecg")
+    names = ("cut_p", "magnitude_p", "noise_p", "permute_p", "time_p")
+    assert [getattr(ppg, name) for name in names] == [0.4, 0.25, 0.25, 0.25, 0.15]
+    assert [getattr(ecg, name) for name in names] == [0.8, 0.5, 0.5, 0.0, 0.3]
+    for config in (ppg, ecg):
+        assert (config.cut_fraction, config.noise_sigma) == ((0.3, 0.5), (0.05, 0.1))
+        assert (config.magnitude_sigma, config.time_sigma, config.knots) == (0.2, 0.1, 7)
+        assert config.time_warp == "monotone"
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+def test_time_never_runs_backwards_in_a_view(sigma):
+    """Through the whole path, on a ramp: the warp's rates must be positive however wide they are drawn."""
+    ramp = torch.linspace(0, 1, T).expand(300, 2, T).contiguous()
+    view = make_view(ramp, random_of(300), 1, only(time_p=1.0, time_sigma=sigma))
+    assert float(view.diff(dim=2).min()) >= 0
+    assert torch.equal(view[:, 0], view[:, 1])
+    torch.testing.assert_close(view[..., [0, -1]], ramp[..., [0, -1]])
+    assert float((view - ramp).abs().amax((1, 2)).min()) > 1e-4
+
+
+def test_operations_run_in_the_order_of_the_released_code():
+    """Cut before noise: the window holds noise. Cut before the time warp: it moves with time. Magnitude before noise."""
+    ones = torch.ones(200, 1, T)
+    noisy = make_view(ones, random_of(200), 1, only(cut_p=1.0, noise_p=1.0))
+    assert float((noisy == 0).float().mean()) < 1e-3
+    cut = make_view(ones, random_of(200), 1, only(cut_p=1.0))
+    warped = make_view(ones, random_of(200), 1, only(cut_p=1.0, time_p=1.0, time_sigma=0.5))
+    width = [(x == 0).sum(2).squeeze(1) for x in (cut, warped)]
+    assert int((width[0] != width[1]).sum()) > 150
+    zeros = torch.zeros(50, 1, T)
+    alone, both = (
+        make_view(zeros, random_of(50), 1, only(noise_p=1.0, magnitude_p=p, magnitude_sigma=2.0)) for p in (0.0, 1.0)
+    )
+    assert torch.equal(alone, both)

@@ -298,11 +298,16 @@ def test_logistic_of_separable_data_stays_finite():
 
 
 @pytest.mark.parametrize("level", ["participant", "segment"])
-def test_a_probe_is_the_naive_one(level):
+@pytest.mark.parametrize(
+    "tails", [0.0, 2.0]
+)  # with heavy tails, a scale that knows the fold left out picks another alpha
+def test_a_probe_is_the_naive_one(level, tails):
     """Alpha by cross-validation over people, standardised inside each fold, then refitted: in plain loops."""
-    found = probe(TRAIN, TEST, "age", level=level, draws=20, seed=4)
+    stretch = np.exp(tails * np.random.default_rng(1).normal(size=(60, 5)))[TRAIN.participant]
+    train = replace(TRAIN, values=(TRAIN.values * stretch).astype(np.float32))
+    found = probe(train, TEST, "age", level=level, draws=20, seed=4)
     sides = []
-    for side in (TRAIN, TEST):
+    for side in (train, TEST):
         x, y, who = side.values.astype(float), side.labels["age"], side.participant
         if level == "participant":
             x = np.stack([x[who == i].mean(0) for i in range(60)])
@@ -403,6 +408,17 @@ def test_within_person_sees_nothing_but_change():
     assert again.metrics["r2"].value == pytest.approx(found.metrics["r2"].value, abs=1e-3)
     with pytest.raises(ConfigError, match="take level='segment' and a regression"):
         probe(TRAIN, TEST, "load", within_person=True)
+
+
+def test_intervals_of_probes_resample_people_not_segments():
+    found = probe(TRAIN, TEST, "age", level="segment", draws=200, seed=3)
+    expected = bootstrap_metrics(found.truth, found.score, found.participant, ["r2"], draws=200, seed=3)["r2"]
+    assert found.metrics["r2"] == expected
+    assert found.metrics["r2"] != bootstrap_metrics(found.truth, found.score, None, ["r2"], draws=200, seed=3)["r2"]
+    other = replace(found, score=found.score + np.random.default_rng(0).normal(size=len(found.score)))
+    paired = paired_difference("r2", found.truth, found.score, other.score, found.participant, draws=200, seed=3)
+    assert compare(found, other, "r2", draws=200, seed=3) == paired
+    assert len(found.truth) > len(np.unique(found.participant))
 
 
 def test_probes_are_compared_on_the_same_rows():

@@ -234,6 +234,16 @@ def test_importing_and_options_load_neither_torch_nor_scipy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_ingest_does_not_load_torch(tmp_path):
+    code = (
+        "import sys; from mc_wearables.data import SegmentStore, ingest; from mc_wearables.data.config import IngestOptions; "
+        f"ingest({str(cohort(tmp_path / 'in'))!r}, {str(tmp_path / 's')!r}, IngestOptions.model_validate_json(sys.argv[1])); "
+        f"len(SegmentStore.open({str(tmp_path / 's')!r}).segments()); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, OPTIONS.model_dump_json()], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 REAL = pytest.mark.skipif("MC_DATA" not in os.environ, reason="MC_DATA names no folder of real data")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mc_core.errors import ConfigError, DataError
+from mc_wearables.data.columns import _in_order
 from mc_wearables.data.config import ReadOptions, read_options
 from mc_wearables.data.edf import read_header
 from mc_wearables.data.opening import list_sources, open_recordings
@@ -420,6 +421,81 @@ def test_daylight_saving_vanishes_with_a_time_zone(tmp_path):
     (zoned,) = read(file, signal="ppg", options=ReadOptions(signal="ppg", participant="p", timezone="Europe/Berlin"))
     assert zoned.start == 1711846680.0
     assert zoned.signal.shape == (1, 1200)
+
+
+def test_the_hour_that_autumn_repeats_is_read_in_order_with_a_time_zone(tmp_path):
+    rows = ["time,ppg"]
+    for second in range(-120, 120):  # 2024-10-27, 03:00 becomes 02:00 in Berlin
+        minute = 60 + second // 60 if second < 0 else second // 60
+        rows += [f"2024-10-27 02:{minute:02d}:{second % 60:02d}.{tenth}00,{tenth}" for tenth in range(0, 10, 2)]
+    file = csv(tmp_path / "t.csv", "\n".join(rows))
+    (zoned,) = read(file, signal="ppg", options=ReadOptions(signal="ppg", participant="p", timezone="Europe/Berlin"))
+    assert zoned.start == 1729990680.0  # 00:58 UTC
+    assert (zoned.signal.shape, dict(zoned.notes)) == ((1, 1200), {})
+    assert len(read(file, signal="ppg", participant="p")) == 2
+
+
+def test_a_jump_back_that_is_not_of_the_clock_change_stays_one():
+    second = np.arange(0, 60.0) + 3600
+    first = second - 3600
+    first[30:] -= 20
+    np.testing.assert_array_equal(_in_order(first, first + 3600), first)
+
+
+def test_stamps_with_and_without_a_zone_are_not_mixed(tmp_path):
+    rows = [f"2024-07-01T10:00:0{i}{zone},{i}" for i, zone in enumerate(("+02:00", "+02:00", "", ""))]
+    with pytest.raises(DataError, match=r"line 4: .* has no time zone, those before have one"):
+        read(csv(tmp_path / "t.csv", "\n".join(["time,ppg", *rows])), signal="ppg", participant="p")
+    with pytest.raises(DataError, match=r"line 4: .* has a time zone, those before have none"):
+        read(csv(tmp_path / "u.csv", "\n".join(["time,ppg", *rows[::-1]])), signal="ppg", participant="p")
+
+
+def test_a_bad_stamp_among_numbers_is_the_one_that_is_named(tmp_path):
+    rows = [f"{i / 64},{i}" if i != 5 else "x,5" for i in range(20)]
+    with pytest.raises(DataError, match=r"line 7: 'x' in column 'time' is no number"):
+        read(csv(tmp_path / "t.csv", "\n".join(["time,ppg", *rows])), signal="ppg", participant="p")
+    t = np.arange(100) / 64
+    with pytest.raises(DataError, match="of 100 time stamps 0 are later than the one before"):
+        on_grid(t[::-1], t[None], fs=None, where="a")
+
+
+def test_ids_with_leading_zeros_are_other_people(tmp_path):
+    file = csv(tmp_path / "t.csv", "participant,ppg\n" + "017,1\n" * 9 + "17,2\n" * 9)
+    assert [r.participant for r in read(file, signal="ppg", sampling_rate=64)] == ["017", "17"]
+
+
+@pytest.mark.parametrize("column", ["SubjectID", "Patient ID", "participant", "Id"])
+@pytest.mark.parametrize("rule", ["column", "file"])
+def test_columns_of_ids_are_no_labels(tmp_path, column, rule):
+    file = csv(tmp_path / "t.csv", f"{column},bmi,ppg\n" + "S-17,21,1\n" * 9)
+    rule = f"column:{column}" if rule == "column" else rule
+    (found,) = read(file, signal="ppg", sampling_rate=64, participant_from=rule)
+    assert found.labels == {"bmi": 21.0}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "patientName",
+        "Patient name",
+        "fullname",
+        "Date of birth",
+        "dateOfBirth",
+        "birthdate",
+        "Geburtsdatum",
+        "E-Mail",
+        "emailAddress",
+        "Hospital number",
+        "NHS",
+        "home_address",
+        "Comment",
+        "telephone",
+        "medicalRecordNo",
+    ],
+)
+def test_columns_that_may_name_a_person_are_no_labels_unless_asked_for(name):
+    assert clean_labels({name: "x", "bmi": 1}, None) == {"bmi": 1.0}
+    assert clean_labels({name: "x"}, (name,)) == {name.lower(): "x"}
 
 
 def test_a_coarse_clock_asks_for_the_rate_and_then_only_tells_gaps():

@@ -216,6 +216,10 @@ def test_keys_depend_on_the_salt_the_purpose_and_the_id():
     assert all(s % (7 * 86400) == 0 and abs(s) <= 260 * 7 * 86400 for s in shifts)
     assert len(set(shifts)) > 100
     assert redact("p1/p10/p1_a.csv", ["p1"], one) == f"{one.participant('p1')}/p10/{one.participant('p1')}_a.csv"
+    # a number behind letters, as participant_from=pattern:s(.) takes it, and ids that a key may hold
+    assert redact("s1_10.csv", ["1"], one) == f"s{one.participant('1')}_10.csv"
+    assert redact("s1_10.csv", ["1", "10"], one) == f"s{one.participant('1')}_{one.participant('10')}.csv"
+    assert redact("a/b.csv", list("0123456789"), one) == "a/b.csv"
 
 
 def test_usable_is_the_rule_with_a_quantile_per_device(tmp_path):

@@ -175,12 +175,12 @@ def has_patches(opened: OpenedRun) -> bool:
 
 
 def _picture(gr: Any, *, label: str, elem_id: str) -> Any:
-    """An image without the button that would send it to a public site."""
+    """An image without the button that would send it to a public site; as JPEG, since packing a PNG is half of a click."""
     if "buttons" in inspect.signature(gr.Image).parameters:  # Gradio 6
         quiet = {"buttons": ["download", "fullscreen"]}
     else:
         quiet = {"show_share_button": False}
-    return gr.Image(label=label, interactive=False, type="pil", elem_id=elem_id, **quiet)
+    return gr.Image(label=label, interactive=False, type="pil", format="jpeg", elem_id=elem_id, **quiet)
 
 
 def _point_tab(gr: Any, opened: OpenedRun, size: int | None, told: Callable[..., Any]) -> None:

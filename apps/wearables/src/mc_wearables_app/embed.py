@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mc_core.cli import Clock, Status, print_json
-from mc_core.errors import ConfigError
+from mc_core.errors import ConfigError, DataError
 from mc_core.files import atomic_path
 from mc_core.runs import pick_device
 from mc_wearables.data.config import IngestOptions
@@ -45,6 +45,8 @@ def run_embed(
     opened = open_run(run, pick_device(device))
     if (data / "manifest.json").exists():
         segments = SegmentStore.open(data).segments()
+        if segments.kind != (signal or opened.kind or segments.kind):
+            raise DataError(f"{data} holds {segments.kind}, {opened.folder} was trained on {opened.kind or signal}")
         count = _write(opened, segments, out, batch_size, offsets=None)
     else:
         with tempfile.TemporaryDirectory(prefix="mc-wearables-") as folder:

@@ -38,7 +38,7 @@ def labels_of(path: Path, store: SegmentStore, targets: list[str]) -> dict[str, 
         raise DataError(
             f"{path}: no column of participants; name it participant (there are {', '.join(table.column_names)})"
         )
-    raw = [str(value) for value in table[column].to_pylist()]
+    raw = table[column].to_pylist()
     codes = store.participant_codes(raw)
     known = codes >= 0
     if not known.any():
@@ -61,6 +61,10 @@ def labels_of(path: Path, store: SegmentStore, targets: list[str]) -> dict[str, 
             if targets:
                 raise DataError(f"{path}, column {target}: neither numbers nor two words: nothing to read")
             continue
+        if np.isinf(values).any():
+            raise DataError(
+                f"{path}, column {target}: {int(np.isinf(values).sum())} values are infinite; leave those cells empty"
+            )
         found[target] = _by_code(values[known], codes[known], len(store.participant_keys), f"{path}, column {target}")
     if not found:
         raise DataError(f"{path}: no column with numbers or two words besides {column}")
@@ -68,6 +72,9 @@ def labels_of(path: Path, store: SegmentStore, targets: list[str]) -> dict[str, 
 
 
 def _read(path: Path):  # type: ignore[no-untyped-def]
+    from csv import reader
+
+    import pyarrow as pa
     import pyarrow.csv as csv
     import pyarrow.parquet as parquet
 
@@ -80,9 +87,19 @@ def _read(path: Path):  # type: ignore[no-untyped-def]
         head = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
         if delimiter == "," and head.count(";") > head.count(","):
             delimiter = ";"
-        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
+        # ids are texts: 017 and 17 may be two people
+        texts = {name: pa.string() for name in next(reader([head], delimiter=delimiter), []) if _is_participant(name)}
+        return csv.read_csv(
+            path,
+            parse_options=csv.ParseOptions(delimiter=delimiter),
+            convert_options=csv.ConvertOptions(column_types=texts),
+        )
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: not a table that can be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _is_participant(name: str) -> bool:
+    return name.strip().lower() in PARTICIPANT_NAMES
 
 
 def _numbers(values: list[object]) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -16,13 +17,14 @@ from mc_core.cli import Clock, Result, Status, keep_freed_memory, print_table
 from mc_core.distributed import rank
 from mc_core.engine import fit
 from mc_core.engine.distribution import join_processes
-from mc_core.errors import ConfigError
+from mc_core.errors import ConfigError, McError
 from mc_core.export import save_model
 from mc_core.files import write_json
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
 from mc_wearables.data.pairs import PairData
 from mc_wearables.data.segments import SignalKind
+from mc_wearables.embedding import check_fits
 from mc_wearables.evaluation.comparison import Comparison
 from mc_wearables.methods import METHODS
 from mc_wearables.methods.base import SignalMethod
@@ -53,6 +55,13 @@ def run_pretrain(
             data = stored(store)
         if signal is not None and signal != data.train.kind:
             raise ConfigError(f"--signal {signal}, but {store} holds {data.train.kind}")
+        named = _signal_of(recipe_name)
+        if signal is None and named not in (None, data.train.kind):
+            kind = data.train.kind
+            raise ConfigError(
+                f"--recipe {recipe_name} is one of {named}, but {store} holds {kind}: take one of {kind}, or say --signal {kind} "
+                "to use it all the same"
+            )
         signal = data.train.kind
         changes = merge(_shape_of(data), changes)
     signal = signal or _signal_of(recipe_name) or "ecg"
@@ -114,7 +123,18 @@ def pretrain(recipe: Recipe[Any], data: Data, *, run_dir: Path, clock: Clock, as
     join_processes(recipe.fit)
     pairs = pair_data(recipe, data)
     method = build_method(recipe)
-    result = fit(method, pairs, fit=recipe.fit, run_dir=run_dir, recipe=recipe.model_dump(mode="json"))
+    check_fits(method.encoder, data.train)
+    new = rank() == 0 and not (run_dir / DATA_FILE).exists()
+    if new:
+        _write_data(run_dir, data)  # so that a run that was interrupted can be measured, too
+    try:
+        result = fit(method, pairs, fit=recipe.fit, run_dir=run_dir, recipe=recipe.model_dump(mode="json"))
+    except McError:
+        if new and not (run_dir / "checkpoints").exists():
+            (run_dir / DATA_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
+        raise
     if rank() != 0:
         return None
     trained = result.method
@@ -122,8 +142,7 @@ def pretrain(recipe: Recipe[Any], data: Data, *, run_dir: Path, clock: Clock, as
     for name, encoder in trained.encoders().items():
         if encoder is not trained.encoder:
             save_model(encoder, run_dir / f"model-{name}")
-    where = "simulated" if data.store is None else str(data.store.path.resolve())
-    write_json(run_dir / DATA_FILE, {"signal": data.train.kind, "trained_on": where})
+    _write_data(run_dir, data)
     features = features_of(data, trained.encoder, seed=recipe.fit.seed)
     targets = SIMULATED_TARGETS if data.store is None else targets_of(data.test, [])
     found = compared(features, targets, draws=1000, seed=recipe.fit.seed)
@@ -155,13 +174,18 @@ def pretrain(recipe: Recipe[Any], data: Data, *, run_dir: Path, clock: Clock, as
         *table(found),
     )
     if people < FEW_PEOPLE:
-        _log.warning("%d people held out are few: every figure here is uncertain, as its interval says", people)
+        _log.warning("%d people held out are few: every figure here is uncertain, as the intervals say", people)
     sys.stdout.write(
         f"run     {run_dir}\nencoder {run_dir / 'model'}\nreport  {report}\n"
         + ("Simulated people: no figure here says anything about health.\n" if data.store is None else "")
         + "Research use, not a medical device.\n"
     )
     return shown
+
+
+def _write_data(run_dir: Path, data: Data) -> None:
+    where = "simulated" if data.store is None else str(data.store.path.resolve())
+    write_json(run_dir / DATA_FILE, {"signal": data.train.kind, "trained_on": where})
 
 
 def _result(found: Comparison, data: Data, run_dir: Path, clock: Clock, training_seconds: float, steps: int) -> Result:

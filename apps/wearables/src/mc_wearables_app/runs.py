@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from mc_core.files import read_json
 from mc_core.runs import need_run_folder, open_model
 from mc_wearables.cohort import simulate_cohort
 from mc_wearables.data.segments import Segments, SignalKind
-from mc_wearables.data.store import SegmentStore
+from mc_wearables.data.store import MANIFEST, SegmentStore
 from mc_wearables.encoders import SignalEncoder
 from mc_wearables.evaluation import participant_split
 from mc_wearables.methods import METHODS
 from mc_wearables.recipe import Recipe, resolve_recipe
 
+_log = logging.getLogger("mc_core")
 DATA_FILE = "data.json"
 """In a run folder: which segments it was trained on. It names a folder, no person."""
 SIMULATED_TRAIN, SIMULATED_TEST = (600, 12), (300, 10)
@@ -110,6 +112,13 @@ class OpenedRun:
         """
         if store is not None:
             data = stored(store)
+            if self.trained_on not in (None, "simulated") and store.resolve() != Path(self.trained_on or ""):
+                _log.warning(
+                    "%s is not %s, on which %s was trained: people that are in both may be among those held out here",
+                    store,
+                    self.trained_on,
+                    self.folder,
+                )
             if self.kind is not None and data.train.kind != self.kind:
                 raise DataError(f"{store} holds {data.train.kind}, {self.folder} was trained on {self.kind}")
             return data
@@ -119,6 +128,11 @@ class OpenedRun:
             assert self.kind is not None
             assert self.recipe is not None
             return simulated(self.kind, self.recipe)
+        if not (Path(self.trained_on) / MANIFEST).exists():
+            raise DataError(
+                f"{self.folder} was trained on the store {self.trained_on} ({self.folder / DATA_FILE} says so), which is not "
+                "there any more: name where it is now after the run (made anew, it would hold out other people)"
+            )
         return stored(Path(self.trained_on))
 
 

@@ -144,6 +144,5 @@ def _reading(rows: Any, study: str) -> str:
     }
     holds = [text for text, true in checks.items() if true]
     fails = [text for text, true in checks.items() if not true]
-    return f"{study}: of all three losses, {', '.join(holds) or 'nothing'} holds" + (
-        f"; {', '.join(fails)} does not." if fails else "."
-    )
+    text = f"{study}, all three losses: {', '.join(holds) or 'nothing'}"
+    return f"{text}; not so: {', '.join(fails)}." if fails else f"{text}."

@@ -21,6 +21,7 @@ _TIME_UNIT = re.compile(
     re.IGNORECASE,
 )
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_SET_BACK = 2.0  # seconds; other jumps back are not the end of summer time, and stay
 _EPOCH = 5e8  # seconds; later stamps count from 1970 and not from the start of the recording
 
 
@@ -86,21 +87,64 @@ def stamps(column: Any, name: str, where: str, first_row: int, zone: str | None)
 
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        moments = [parse_moment(cell or "") for cell in column.to_pylist()]
+        cells = column.to_pylist()
+        moments = [parse_moment(cell or "") for cell in cells]
+        if moments and moments[0] is None and _is_number(cells[0]):
+            return numbers(column, name, where, first_row), False, False  # says which cell is none
         if (bad := next((i for i, moment in enumerate(moments) if moment is None), None)) is not None:
             raise DataError(
                 f"{where}, line {bad + first_row}: {column[bad].as_py()!r} in column {name!r} is no date and time"
             )
-        zoned = moments[0] is not None and moments[0].tzinfo is not None
+        zones = [moment is not None and moment.tzinfo is not None for moment in moments]
+        zoned = bool(zones) and zones[0]
+        if zones.count(zoned) < len(zones):
+            other = zones.index(not zoned)
+            raise DataError(
+                f"{where}, line {other + first_row}: {column[other].as_py()!r} in column {name!r} has "
+                f"{'no' if zoned else 'a'} time zone, those before have {'one' if zoned else 'none'}"
+            )
         column = pa.chunked_array([pa.array(moments, pa.timestamp("us", "UTC" if zoned else None))])
         kind = column.type
     if not pa.types.is_timestamp(kind):
         return numbers(column, name, where, first_row), False, False
-    if kind.tz is None and zone:
-        column = pc.call_function(
-            "assume_timezone", [column], pc.AssumeTimezoneOptions(zone, ambiguous="earliest", nonexistent="latest")
+    if kind.tz is not None or not zone:
+        return _since_1970(column), kind.tz is None, kind.tz is not None
+    first, second = (
+        _since_1970(
+            pc.call_function(
+                "assume_timezone", [column], pc.AssumeTimezoneOptions(zone, ambiguous=choice, nonexistent="latest")
+            )
         )
-        kind = column.type
-    whole = column.cast(pa.timestamp("ns", kind.tz)).cast(pa.int64())
-    seconds = whole.to_numpy() / 1e9 if not whole.null_count else whole.cast(pa.float64()).to_numpy() / 1e9
-    return seconds, kind.tz is None, kind.tz is not None
+        for choice in ("earliest", "latest")
+    )
+    return _in_order(first, second), False, True
+
+
+def _since_1970(column: Any) -> np.ndarray:
+    """(T,) seconds of time stamps, NaN for empty cells."""
+    import pyarrow as pa
+
+    whole = column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64())
+    return whole.to_numpy() / 1e9 if not whole.null_count else whole.cast(pa.float64()).to_numpy() / 1e9
+
+
+def _in_order(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of two readings of each stamp, the first; in the hour that a clock shows twice, the second once it was set back.
+
+    >>> _in_order(np.array([1.0, 3599, 0, 9, 7200]), np.array([3601.0, 7199, 3600, 3609, 7200])).tolist()
+    [1.0, 3599.0, 3600.0, 3609.0, 7200.0]
+    """
+    twice = second > first
+    set_back = twice & (np.abs(np.diff(first, prepend=np.nan) + (second - first)) < _SET_BACK)
+    place = np.arange(1, len(first) + 1)
+    hour_began = np.maximum.accumulate(np.where(twice, 0, place))
+    last_set_back = np.maximum.accumulate(np.where(set_back, place, 0))
+    return np.where(twice & (last_set_back > hour_began), second, first)
+
+
+def _is_number(cell: str | None) -> bool:
+    try:
+        float(cell or "")
+    except ValueError:
+        return False
+    return True

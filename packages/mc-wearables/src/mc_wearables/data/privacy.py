@@ -83,12 +83,21 @@ def plain_id(raw: object) -> str:
 
 
 def redact(name: str, raw_ids: Iterable[str], salt: Salt) -> str:
-    """A file name in which each whole word that is a raw id became its key.
+    """A file name in which each raw id became its key, unless it is only part of a longer word or number.
 
     >>> redact("Person_01/rec_1.hea", ["Person_01"], Salt(b"0123456789abcdef"))
     '028341f676e3f142/rec_1.hea'
+    >>> redact("s1_10.csv", ["1"], Salt(b"0123456789abcdef")).endswith("_10.csv")
+    True
     """
-    for raw in sorted(set(raw_ids), key=len, reverse=True):
-        if raw:
-            name = re.sub(rf"(?<![A-Za-z0-9]){re.escape(raw)}(?![A-Za-z0-9])", salt.participant(raw), name)
-    return name
+    whole = [
+        rf"(?<!{_same(raw[0])}){re.escape(raw)}(?!{_same(raw[-1])})"
+        for raw in sorted(set(raw_ids), key=len, reverse=True)
+        if raw
+    ]
+    # in one pass: a key may itself hold what looks like another id
+    return re.sub("|".join(whole), lambda found: salt.participant(found[0]), name) if whole else name
+
+
+def _same(character: str) -> str:
+    return "[0-9]" if character.isdigit() else "[A-Za-z]"

@@ -24,9 +24,10 @@ _LIGHTS = ("green", "ir", "red")
 _VOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6}
 _NO_UNITS = {"", "nu", "adu", "a.u.", "au", "none", "unknown", "n/a", "-"}
 _PERSONAL = re.compile(
-    r"(^|_)(name|first_?name|last_?name|surname|initials|birth\w*|dob|e?mail|phone|address|street|zip|postcode|mrn|ssn|"
-    r"insurance|passport)($|_)",
-    re.IGNORECASE,
+    r"(^|_)((first|last|full|given|family|middle|maiden|nick|user|patient|participant|subject|person)?_?names?|surname|"
+    r"initials|\w*birth\w*|geburt\w*|dob|\w*e?mail|\w*phone\w*|mobile|\w*address|street|zip|postcode|mrn|"
+    r"medical_record\w*|hospital_(no|number|id)|nhs|ssn|social_security\w*|national_id|insurance\w*|passport\w*|"
+    r"comments?|notes?|remarks?|free_?text)($|_)"
 )
 _POSITIONS = ("index", "row", "segment", "segment_index", "window")  # where a recording lies in its file is no label
 PARTICIPANT_NAMES = (
@@ -42,6 +43,7 @@ PARTICIPANT_NAMES = (
     "user_id",
     "pid",
 )
+_IDS = (*PARTICIPANT_NAMES, "id", "uid", "uuid")
 SESSION_NAMES = ("session", "session_id", "visit", "visit_id")
 
 Label = float | str
@@ -170,7 +172,7 @@ class Origin:
     def labels(self, options: ReadOptions, more: Mapping[str, object] | None = None) -> dict[str, Label]:
         """Labels from the table of records and from the file itself, which wins."""
         own = (
-            *PARTICIPANT_NAMES,
+            *_IDS,
             *SESSION_NAMES,
             "record",
             "recording",
@@ -182,14 +184,15 @@ class Origin:
         )
         if options.participant_from and options.participant_from.startswith("column:"):
             own += (options.participant_from.removeprefix("column:"),)
-        facts = {name: value for name, value in {**self.facts, **(more or {})}.items() if name.lower() not in own}
+        hidden = {_plain(name) for name in own}
+        facts = {name: value for name, value in {**self.facts, **(more or {})}.items() if _plain(name) not in hidden}
         return clean_labels(facts, options.labels)
 
 
 def clean_labels(facts: Mapping[str, object], wanted: Sequence[str] | None) -> dict[str, Label]:
     """Numbers as float, texts up to 64 characters; nothing that names a person, unless it is asked for by name.
 
-    >>> clean_labels({"Age": "25", "sex": "male", "birth_date": "1.1.1980", "note": None}, None)
+    >>> clean_labels({"Age": "25", "sex": "male", "dateOfBirth": "1.1.1980", "bmi": None}, None)
     {'age': 25.0, 'sex': 'male'}
     """
     found: dict[str, Label] = {}
@@ -199,7 +202,7 @@ def clean_labels(facts: Mapping[str, object], wanted: Sequence[str] | None) -> d
         text = "" if value is None else str(value).strip()
         if not text or text.lower() in ("nan", "none", "null", "n/a") or len(text) > 64:
             continue
-        if wanted is None and _PERSONAL.search(name):
+        if wanted is None and _PERSONAL.search(_words(name)):
             continue
         try:
             number = float(text)
@@ -207,6 +210,19 @@ def clean_labels(facts: Mapping[str, object], wanted: Sequence[str] | None) -> d
         except ValueError:
             found[name.lower()] = text
     return {name: value for name, value in found.items() if value == value}
+
+
+def _words(name: str) -> str:
+    """
+    >>> _words("dateOfBirth"), _words("Patient name")
+    ('date_of_birth', 'patient_name')
+    """
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
+
+
+def _plain(name: str) -> str:
+    """A name without case and punctuation: "Subject ID" and "subject_id" are one."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def pick_channels(names: Sequence[str], options: ReadOptions, where: str, *, alone: bool = False) -> list[int]:
@@ -224,7 +240,7 @@ def pick_channels(names: Sequence[str], options: ReadOptions, where: str, *, alo
     >>> pick_channels(["II", "V", "PLETH"], ReadOptions(signal="ppg"), "a103l")
     [2]
     """
-    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in names]
+    plain = [_plain(name) for name in names]
     if options.channels:
         return [_named(wanted, names, plain, where) for wanted in options.channels]
     lights = [name for name in names if name.lower() in _LIGHTS] if options.signal == "ppg" else []
@@ -248,7 +264,7 @@ def pick_channels(names: Sequence[str], options: ReadOptions, where: str, *, alo
 
 
 def _named(wanted: str, names: Sequence[str], plain: Sequence[str], where: str) -> int:
-    simple = re.sub(r"[^a-z0-9]", "", wanted.lower())
+    simple = _plain(wanted)
     if wanted in names:
         return list(names).index(wanted)
     if simple in plain:

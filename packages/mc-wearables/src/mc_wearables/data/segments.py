@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mc_core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SignalKind = Literal["ppg", "ecg"]
 """What was measured: an optical pulse wave, or a lead of the electrocardiogram."""
@@ -156,6 +157,8 @@ class Segments:
 
     def rows(self, index: Sequence[int] | np.ndarray) -> Tensor:
         """(n, C, T) float32 of the segments at ``index``, copied out of the memory map."""
+        import torch  # here, because ingest cuts segments without it, in half the time
+
         return torch.from_numpy(np.asarray(self.signals[np.asarray(index, dtype=np.int64)], dtype=np.float32))
 
     def where(self, chosen: np.ndarray) -> Segments:

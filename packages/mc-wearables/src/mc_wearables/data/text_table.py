@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mc_core.errors import DataError
 from mc_wearables.data.config import ReadOptions
+from mc_wearables.data.recording import PARTICIPANT_NAMES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,7 +101,12 @@ def read_text_table(path: Path, name: str, options: ReadOptions) -> TextTable:
                 invalid_row_handler=skip_row,
                 ignore_empty_lines=len(names) > 1,  # of one column, an empty line is a missing sample
             ),
-            convert_options=pa_csv.ConvertOptions(decimal_point=decimal, null_values=_NULLS, strings_can_be_null=True),
+            convert_options=pa_csv.ConvertOptions(
+                column_types={name: pa.string() for name in names if _tells_participant(name, options)},
+                decimal_point=decimal,
+                null_values=_NULLS,
+                strings_can_be_null=True,
+            ),
         )
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{name}: not a table of numbers ({str(error).splitlines()[0][:160]})") from error
@@ -121,6 +127,12 @@ def read_text_table(path: Path, name: str, options: ReadOptions) -> TextTable:
         first,
         Counter(cut_off=len(bad)) if bad else Counter(),
     )
+
+
+def _tells_participant(name: str, options: ReadOptions) -> bool:
+    """Whether a column holds raw ids: they are texts, because 017 and 17 may be two people."""
+    rule = (options.participant_from or "").lower()
+    return name.lower() in (*PARTICIPANT_NAMES, rule.removeprefix("column:"))
 
 
 def head_text(path: Path) -> str:

@@ -42,7 +42,9 @@ def rate_of(times: np.ndarray, where: str) -> float:
     steps = np.diff(times)
     steps = steps[steps > 0]
     if len(steps) < 2:
-        raise DataError(f"{where}: {len(times)} time stamps, too few different ones to tell a sampling rate")
+        raise DataError(
+            f"{where}: of {len(times)} time stamps {len(steps)} are later than the one before, too few to tell a sampling rate"
+        )
     typical = np.median(steps)
     return float(1 / steps[steps <= GAP_STEPS * typical].mean())
 
