@@ -201,9 +201,13 @@ def _reports(
     rows = [next(r for r in rows if r.name == f"{kind.upper()}: {name}") for kind in signals for name in order]
     settings = {"people": dict(size.people), "segments": dict(size.segments), "seeds": seeds, "steps": steps}
     told = f"{size.people['train']} simulated people to train on, {size.people['test']} held out"
+    command = "uv run mc-benchmark wearables-cohort"
+    command += f" --seeds {seeds}" if seeds != 3 else ""
+    command += "".join(f" --signals {kind}" for kind in signals) if len(signals) < 2 else ""
+    command += f" --steps {steps}" if steps else ""
     means = Report(
         benchmark="wearables_cohort",
-        command="uv run mc-benchmark wearables-cohort",
+        command=command,
         question=f"{told}: what do frozen features know? Mean ± sd over {seeds} cohorts, each with weights and pairs of its own",
         settings={**settings, "runs": list(runs)},
         environment=wearables_environment(),
@@ -216,7 +220,7 @@ def _reports(
     first = {name: found for run in runs[: 2 * len(signals)] for name, found in run.items()}
     intervals = Report(
         benchmark="wearables_cohort_intervals",
-        command="uv run mc-benchmark wearables-cohort",
+        command=command,
         question=f"{told}, cohort 1: 95 % intervals over the people held out",
         settings=settings,
         environment=wearables_environment(),
