@@ -111,3 +111,13 @@ def test_weight_decay_follows_half_a_cosine_to_its_end():
     assert weight_decay_factor(Fit(weight_decay=0.04, weight_decay_end=0.0), 100, 100) == pytest.approx(0.0)
     with pytest.raises(ConfigError, match="step 101 of 100"):
         weight_decay_factor(fit, 101, 100)
+
+
+def test_a_linear_schedule_is_a_straight_line_from_the_end_of_the_warm_up():
+    fit = Fit(epochs=10, schedule="linear", warmup_epochs=2, decay_to=0.1)
+    rates = [learning_rate_factor(fit, step, 10, 100) for step in (10, 20, 60, 100)]
+    assert rates == pytest.approx([0.5, 1.0, 0.55, 0.1])
+    without = Fit(epochs=1, schedule="linear")
+    assert [learning_rate_factor(without, step, 8, 8) for step in range(9)] == pytest.approx(
+        [1 - s / 8 for s in range(9)]
+    )

@@ -17,6 +17,7 @@ def learning_rate_factor(fit: Fit, step: int, steps_per_epoch: int, total_steps:
     * warm-up: linear from ``fit.warmup_from`` over ``fit.warmup_epochs``, always moving every step (once an epoch it would
       waste the first one at 0). A run that ends during its warm-up never reaches the peak.
     * ``cosine``: half a cosine from 1 at the end of the warm-up to ``fit.decay_to`` at the end of the run.
+    * ``linear``: a straight line between the same two.
     * ``step``: times ``decay_factor`` from each milestone on; milestones are fractions of the run, warm-up included.
     * ``constant``: 1.
 
@@ -55,8 +56,9 @@ def learning_rate_factor(fit: Fit, step: int, steps_per_epoch: int, total_steps:
     if fit.schedule == "step":
         return fit.decay_factor ** sum(milestone <= position / total_steps for milestone in fit.milestones)
     decaying = max(total_steps - warmup, 1)
-    progress = max(position - warmup, 0.0) / decaying
-    return fit.decay_to + (1.0 - fit.decay_to) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    progress = min(max(position - warmup, 0.0) / decaying, 1.0)
+    left = 1.0 - progress if fit.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return fit.decay_to + (1.0 - fit.decay_to) * left
 
 
 def weight_decay_factor(fit: Fit, step: int, total_steps: int) -> float:

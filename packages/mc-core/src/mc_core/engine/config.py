@@ -54,7 +54,7 @@ class Fit(StrictModel):
     """Trust coefficient of LARS."""
     adapt_1d: bool = False
     """LARS also scales and decays biases and normalisation weights, as SwAV's LARC does; MoCo v3's and SimCLR's does not."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """Learning-rate schedule after warm-up."""
     schedule_every: Literal["step", "epoch"] = "step"
     """Whether the rate moves every optimizer step or once an epoch (the MoCo v1/v2 scripts do the latter)."""
@@ -63,7 +63,7 @@ class Fit(StrictModel):
     warmup_from: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak rate at which the warm-up begins."""
     decay_to: float = Field(default=0.0, ge=0, le=1)
-    """Share of the peak rate at which `schedule: cosine` ends."""
+    """Share of the peak rate at which `schedule: cosine` or `linear` ends."""
     milestones: tuple[float, ...] = (0.6, 0.8)
     """For `schedule: step`: fractions of the run at which the rate is multiplied by `decay_factor`."""
     decay_factor: float = Field(default=0.1, gt=0, le=1)

@@ -1,0 +1,5 @@
+"""``python -m mc_text_code_app``."""
+
+from mc_text_code_app import main
+
+main()

@@ -1,0 +1,11 @@
+"""One folder per published system. To add one: its folder here, its line in the table, its recipes."""
+
+from mc_core.recipes import MethodTable
+
+METHODS = MethodTable(
+    {
+        "esimcse": ("mc_text_code.methods.esimcse.config:ESimCSEConfig", "mc_text_code.methods.esimcse.model:ESimCSE"),
+    }
+)
+
+__all__ = ["METHODS"]
