@@ -8,6 +8,8 @@ from pydantic import Field
 
 from mc_core.engine.config import StrictModel
 
+Cap = Literal["code", "paper"]
+
 
 class AugmentConfig(StrictModel):
     """What is done to a sentence's token ids before it is encoded as the positive of itself.
@@ -21,6 +23,6 @@ class AugmentConfig(StrictModel):
     `none`: SimCSE, whose views differ by dropout alone."""
     rate: float = Field(default=0.32, ge=0, le=1)
     """Greatest share r of tokens that are repeated or inserted."""
-    cap: Literal["code", "paper"] = "code"
+    cap: Cap = "code"
     """How many at the most, of n tokens: `code`: fewer than min(10, ⌊r·n⌋), n counting special tokens, as released; `paper`: up
     to max(2, ⌊r·n⌋)."""

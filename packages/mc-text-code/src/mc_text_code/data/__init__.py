@@ -1,0 +1,1 @@
+"""Sentences and what is made of them: sources, token ids, batches of pairs."""
