@@ -77,8 +77,14 @@ def value_of(arguments: Sequence[str], option: str) -> str | None:
 
 
 def _help_of(app: Any, arguments: Sequence[str]) -> str:
-    verb = next((a for a in arguments[:1] if not a.startswith("-")), "")
-    return " ".join([app.name[0], *([verb] if verb in set(app) else []), "--help"])
+    """The command whose help explains ``arguments``: verbs are followed down as far as they are typed."""
+    names = [app.name[0]]
+    for argument in arguments:
+        if argument.startswith("-") or argument not in set(app):
+            break
+        names.append(argument)
+        app = app[argument]
+    return " ".join([*names, "--help"])
 
 
 def _option_problem(error: Any, arguments: Sequence[str]) -> str:
