@@ -178,3 +178,24 @@ def test_bad_sample_errors_travel_between_processes():
 
     error = pickle.loads(pickle.dumps(BadSampleError("a.png", "truncated")))
     assert (error.name, error.reason, str(error)) == ("a.png", "truncated", "a.png: truncated")
+
+
+class Backwards(Draws):
+    """Draws, epochs in the reverse of their shuffled order."""
+
+    def arrange(self, permutation, *, epoch, batch_size, seed):
+        self.asked = (epoch, batch_size, seed)
+        return permutation[::-1].copy()
+
+
+def test_a_data_set_may_arrange_an_epoch_and_starts_anywhere_in_it():
+    data = Backwards(20)
+    plan = StepPlan(20, 6, seed=3, world_size=2, rank=1)
+    batches = list(step_loader(data, plan, start=0, stop=7, workers=0))
+    assert data.asked == (2, 6, 3)
+    for step, batch in enumerate(batches):
+        epoch, place = divmod(step, 3)
+        order = plan.permutation(epoch)[::-1]
+        assert batch["index"].tolist() == order[place * 6 + 3 : place * 6 + 6].tolist()
+    later = list(step_loader(data, plan, start=4, stop=7, workers=2))
+    assert [b["index"].tolist() for b in later] == [b["index"].tolist() for b in batches[4:]]

@@ -472,3 +472,17 @@ def test_the_exported_module_is_saved_with_its_card(tmp_path):
     loaded = load_model(tmp_path / "model")
     assert isinstance(loaded, ToyEncoder)
     assert "WithEncoder" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_method_may_save_in_a_form_of_its_own(tmp_path):
+    class OwnForm(ToyMoCo):
+        def save(self, folder, card):
+            folder.mkdir()
+            (folder / "note.txt").write_text(f"{card['method']} {card['steps']} {card['samples']}")
+
+    fit(OwnForm(), vector_pairs(), fit=make_fit(CASE, steps=2), run_dir=tmp_path)
+    assert (tmp_path / "model" / "note.txt").read_text() == "OwnForm 2 16"
+    (tmp_path / "model" / "note.txt").unlink()
+    (tmp_path / "model").rmdir()
+    fit(OwnForm(), vector_pairs(), fit=make_fit(CASE, steps=2), run_dir=tmp_path)  # killed before it was saved
+    assert (tmp_path / "model" / "note.txt").exists()

@@ -194,3 +194,24 @@ def test_pending_keys_are_those_of_one_step_in_order():
     pending.add(3, torch.zeros(2, 4, 3))  # of two views: rows of each follow each other
     pending.add(3, torch.ones(2, 1, 3))
     assert pending.take()[0].sum(-1).tolist() == [[0, 0, 0, 0, 3]] * 2
+
+
+@pytest.mark.parametrize("rows", [0, 2, 3, 5, 8])
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_a_resized_queue_keeps_the_newest_and_goes_on_as_a_deque(size, rows):
+    queue, expected = FeatureQueue(5, 1, with_ids=True), deque(range(rows), maxlen=5)
+    for number in range(rows):
+        queue.enqueue(torch.tensor([[float(number)]]), torch.tensor([number]))
+    queue.resize(size)
+    expected = deque(expected, maxlen=size)
+    for number in range(rows, rows + 7):
+        features, ids = queue.in_order()
+        assert ids.tolist() == features.flatten().tolist() == list(expected)
+        assert queue.full == (len(expected) == size)
+        queue.enqueue(torch.tensor([[float(number)]]), torch.tensor([number]))
+        expected.append(number)
+    other = FeatureQueue(size, 1, with_ids=True)
+    other.load_state_dict(queue.state_dict())
+    assert torch.equal(other.in_order()[0], queue.in_order()[0])
+    with pytest.raises(ConfigError, match="0 rows"):
+        queue.resize(0)

@@ -50,6 +50,8 @@ class Dataset(Protocol):
     - ``get_batch(indices, epoch, seed) -> dict``: a whole batch at once, for data in memory;
     - ``collate(samples) -> dict``: instead of stacking tensors;
     - ``device_transform(batch, random: BatchRandom) -> dict``: batched work on the device, after the transfer;
+    - ``arrange(permutation, *, epoch, batch_size, seed) -> permutation``: another order of an epoch's shuffled samples, so that
+      what belongs together comes into one batch (batches are its slices); a function of its arguments alone;
     - ``describe() -> dict``: what identifies the data, compared on resume (the key ``location`` is not compared).
     """
 
@@ -118,8 +120,9 @@ class StepPlan:
 class _Keys:
     """Batch sampler for the DataLoader: a list of (epoch, index) for each micro-batch of the steps still to do."""
 
-    def __init__(self, plan: StepPlan, start: int, stop: int) -> None:
+    def __init__(self, plan: StepPlan, start: int, stop: int, data: Dataset) -> None:
         self.plan, self.start, self.stop = plan, start, stop
+        self.arrange = getattr(data, "arrange", None)
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.plan.accumulation
@@ -129,9 +132,15 @@ class _Keys:
         for step in range(self.start, self.stop):
             epoch = step // self.plan.steps_per_epoch
             if epoch != known:
-                known, order = epoch, self.plan.permutation(epoch)
+                known, order = epoch, self._order(epoch)
             for part in self.plan.micro_batches(step, order):
                 yield [(epoch, index) for index in part.tolist()]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = self.plan.permutation(epoch)
+        if self.arrange is None:
+            return order
+        return self.arrange(order, epoch=epoch, batch_size=self.plan.batch_size, seed=self.plan.seed)
 
 
 class _Fetch(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -228,7 +237,7 @@ def step_loader(
     """
     return DataLoader(
         _Fetch(data, plan.seed),
-        batch_sampler=_Keys(plan, start, stop),  # type: ignore[arg-type]
+        batch_sampler=_Keys(plan, start, stop, data),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_identity,
         pin_memory=pin_memory,

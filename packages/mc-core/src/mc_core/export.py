@@ -99,7 +99,7 @@ def save_model(
         "config": _plain_config(model),
         "mc_core": metadata.version("mc-core"),
     }
-    with _staging(folder) as stage:
+    with staging(folder) as stage:
         with atomic_path(stage / WEIGHTS_FILE) as draft:
             try:
                 save_weights(model, str(draft), metadata={"format": "pt"})
@@ -238,8 +238,13 @@ def _plain_config(model: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def _staging(folder: Path) -> Generator[Path]:
-    """A new folder beside ``folder``, to be renamed; removed if it still has its name at the end."""
+def staging(folder: Path) -> Generator[Path]:
+    """A new folder beside ``folder``, to be renamed when it is complete; removed if it still has its name at the end.
+
+    Raises:
+        ConfigError: ``folder`` is a file, or cannot be written.
+        RunError: the disk is full.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; choose another name for the model's folder")
     whole = Path(os.path.abspath(folder))

@@ -139,6 +139,35 @@ class FeatureQueue(nn.Module):
         """Forget all rows."""
         self._set_cursor(0, 0, 0)
 
+    @torch.no_grad()
+    def resize(self, size: int) -> None:
+        """Hold ``size`` rows from now on, and of those there are the newest.
+
+        Args:
+            size: K ≥ 1.
+
+        Raises:
+            ConfigError: a size below 1.
+
+        >>> queue = FeatureQueue(size=3, dim=1)
+        >>> queue.enqueue(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+        >>> queue.resize(2)
+        >>> queue.features.flatten().tolist(), queue.size
+        ([3.0, 4.0], 2)
+        """
+        if size < 1:
+            raise ConfigError(f"a queue of {size} rows holds nothing; take at least 1")
+        if size == self.size:
+            return
+        rows, ids = (None if part is None else part[-size:] for part in self.in_order())
+        assert rows is not None
+        self.ring = self.ring.new_zeros(size, self.dim)
+        self.ring[: len(rows)] = rows
+        if self.ring_ids is not None and ids is not None:
+            self.ring_ids = self.ring_ids.new_zeros(size)
+            self.ring_ids[: len(ids)] = ids
+        self._set_cursor(len(rows) % size, len(rows), self._last)
+
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.dim}, with_ids={self.ring_ids is not None}, dtype={self.ring.dtype}"
 

@@ -3,6 +3,50 @@
 Public names load on first use; importing this package loads no torch.
 """
 
+from typing import TYPE_CHECKING
+
+from mc_core.lazy import attach
+
+if TYPE_CHECKING:
+    from mc_text_code.augment_config import AugmentConfig
+    from mc_text_code.data.pairs import SentenceData
+    from mc_text_code.data.sentences import Sentences
+    from mc_text_code.encoders import SentenceEncoder
+    from mc_text_code.encoders_config import EncoderConfig
+    from mc_text_code.methods import METHODS
+    from mc_text_code.recipe import Recipe, resolve_recipe
+    from mc_text_code.saving import load_encoder, save_sentence_transformer
+    from mc_text_code.tokenizers import load_tokenizer, train_tokenizer
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "METHODS",
+    "AugmentConfig",
+    "EncoderConfig",
+    "Recipe",
+    "SentenceData",
+    "SentenceEncoder",
+    "Sentences",
+    "__version__",
+    "load_encoder",
+    "load_tokenizer",
+    "resolve_recipe",
+    "save_sentence_transformer",
+    "train_tokenizer",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "augment_config": ["AugmentConfig"],
+        "data.pairs": ["SentenceData"],
+        "data.sentences": ["Sentences"],
+        "encoders": ["SentenceEncoder"],
+        "encoders_config": ["EncoderConfig"],
+        "methods": ["METHODS"],
+        "recipe": ["Recipe", "resolve_recipe"],
+        "saving": ["load_encoder", "save_sentence_transformer"],
+        "tokenizers": ["load_tokenizer", "train_tokenizer"],
+    },
+)

@@ -32,6 +32,8 @@ class EncoderConfig(StrictModel):
     download: bool = False
     """Fetch `name` from the hub when it is no folder and not in the local cache."""
 
+    tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"
+    """Without `name`: kind of tokenizer that is trained on the corpus, as BERT's or on bytes as RoBERTa's."""
     vocabulary: int = Field(default=16_000, ge=64)
     """Without `name`: entries of the tokenizer that is trained on the corpus; small corpora give fewer."""
     hidden_size: int = Field(default=128, ge=8)

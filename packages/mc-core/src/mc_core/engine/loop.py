@@ -24,7 +24,6 @@ from mc_core.engine.health import HealthMonitor, LossWatch
 from mc_core.engine.method import Batch, Method, Progress, StepOutput, mean_metrics
 from mc_core.engine.run import BadSamples, Bar, StopRequest, TensorBoardLog, Throughput, locked
 from mc_core.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, McError
-from mc_core.export import save_model
 from mc_core.files import JsonlWriter, remove_partial, write_atomic
 from mc_core.optim import build_optimizer, clip_each_gradient
 from mc_core.random import derive_seed
@@ -402,17 +401,15 @@ class _Loop:
         return figures
 
     def finish(self) -> None:
-        """Save the module worth keeping."""
+        """Save what is worth keeping."""
         method = self.distribution.for_evaluation()
         if self.main:
-            module = method.export_module()
-            if module is not None:
-                card = {
-                    "method": type(method).__name__,
-                    "steps": self.progress.step,
-                    "samples": self.progress.samples_seen,
-                }
-                save_model(module, self.run_dir / "model", card=card)
+            card = {
+                "method": type(method).__name__,
+                "steps": self.progress.step,
+                "samples": self.progress.samples_seen,
+            }
+            method.save(self.run_dir / "model", card)
         self.distribution.accelerator.wait_for_everyone()
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mc_core.export import save_model
 from mc_core.momentum import MomentumEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 Batch = dict[str, Any]
 
@@ -119,6 +121,17 @@ class Method(nn.Module):
     def export_module(self) -> nn.Module | None:
         """The module worth keeping after training (saved as the run's ``model/``), or None."""
         return None
+
+    def save(self, folder: Path, card: Mapping[str, Any]) -> None:
+        """Save what is worth keeping as a folder. Default: :meth:`export_module`, by :func:`mc_core.export.save_model`.
+
+        Args:
+            folder: to make or to renew, in one move.
+            card: what to say of the run in the model card.
+        """
+        module = self.export_module()
+        if module is not None:
+            save_model(module, folder, card=card)
 
     def check(self, micro_batch_size: int) -> None:
         """Refuse what cannot be trained, before anything is written. Default: all is well.
