@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mc_core.cli import Clock, Status, print_json
+from mc_core.embeddings import check_format, write_embeddings
 from mc_core.errors import ConfigError, DataError
-from mc_core.files import atomic_path
 from mc_core.runs import pick_device
 from mc_wearables.data.config import IngestOptions
 from mc_wearables.data.ingestion import ingest
@@ -37,8 +37,7 @@ def run_embed(
     as_json: bool,
 ) -> Path:
     """Embed, and say where the result is."""
-    if out.suffix not in (".parquet", ".npz"):
-        raise ConfigError(f"--out {out}: the name decides the format and must end in .parquet or .npz")
+    check_format(out)
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size}: take at least one segment at a time")
     clock = Clock()
@@ -109,16 +108,5 @@ def _write(opened: OpenedRun, segments: Segments, out: Path, batch_size: int, *,
         columns["offset"] = offsets
     else:
         columns["participant"] = np.array(segments.participant_keys)[segments.participant]
-    if out.suffix == ".npz":
-        with atomic_path(out) as draft, draft.open("wb") as file:
-            np.savez(file, features=values, **columns)
-        return len(values)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    features = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-    with atomic_path(out) as draft:
-        pq.write_table(
-            pa.table({**{name: pa.array(column) for name, column in columns.items()}, "features": features}), draft
-        )
+    write_embeddings(out, values, columns)
     return len(values)
