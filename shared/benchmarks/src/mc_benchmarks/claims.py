@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from mc_benchmarks.contract import Row
+from mc_core import seeds
 from mc_core.engine import fit
 from mc_core.files import read_json, write_json
 
@@ -73,15 +73,11 @@ def kept(folder: Path, name: str, settings: Mapping[str, Any], work: Callable[[]
 
 def over_seeds(runs: Sequence[Scores]) -> list[Row]:
     """A row for each name: mean and standard deviation of each column over the runs that have it."""
-    names = dict.fromkeys(name for run in runs for name in run)
     rows = []
-    for name in names:
-        found = [run[name] for run in runs if name in run]
+    for name, columns in seeds.over_seeds(runs).items():
         values: dict[str, float | str | None] = {}
-        for column in found[0]:
-            numbers = np.array([scores[column] for scores in found])
-            values[column] = float(numbers.mean())
-            values[f"{column} sd"] = float(numbers.std(ddof=1)) if len(numbers) > 1 else None
+        for column, found in columns.items():
+            values |= {column: found.mean, f"{column} sd": found.sd}
         rows.append(Row(name=name, values=values))
     return rows
 
