@@ -10,13 +10,16 @@ from mc_core.lazy import attach
 if TYPE_CHECKING:
     from mc_text_code.augment_config import AugmentConfig
     from mc_text_code.data.pairs import SentenceData
+    from mc_text_code.data.sentence_files import open_sentences
     from mc_text_code.data.sentences import Sentences
+    from mc_text_code.data.stdlib import standard_library_sentences
     from mc_text_code.encoders import SentenceEncoder
     from mc_text_code.encoders_config import EncoderConfig
     from mc_text_code.methods import METHODS
     from mc_text_code.recipe import Recipe, resolve_recipe
     from mc_text_code.saving import load_encoder, save_sentence_transformer
     from mc_text_code.tokenizers import load_tokenizer, train_tokenizer
+    from mc_text_code.training import pretrain_sentences
 
 __version__ = "0.1.0"
 
@@ -31,8 +34,11 @@ __all__ = [
     "__version__",
     "load_encoder",
     "load_tokenizer",
+    "open_sentences",
+    "pretrain_sentences",
     "resolve_recipe",
     "save_sentence_transformer",
+    "standard_library_sentences",
     "train_tokenizer",
 ]
 
@@ -41,12 +47,15 @@ __getattr__, __dir__ = attach(
     {
         "augment_config": ["AugmentConfig"],
         "data.pairs": ["SentenceData"],
+        "data.sentence_files": ["open_sentences"],
         "data.sentences": ["Sentences"],
+        "data.stdlib": ["standard_library_sentences"],
         "encoders": ["SentenceEncoder"],
         "encoders_config": ["EncoderConfig"],
         "methods": ["METHODS"],
         "recipe": ["Recipe", "resolve_recipe"],
         "saving": ["load_encoder", "save_sentence_transformer"],
         "tokenizers": ["load_tokenizer", "train_tokenizer"],
+        "training": ["pretrain_sentences"],
     },
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -52,8 +52,8 @@ class SentenceEncoder(nn.Module):
     >>> from mc_text_code.tokenizers import train_tokenizer
     >>> tokenizer = train_tokenizer(["a red house", "a boat"], 64)
     >>> encoder = SentenceEncoder(EncoderConfig(hidden_size=16, heads=2, layers=1), tokenizer)
-    >>> encoder.encode(["a boat", "a red house", "a boat"]).shape, encoder.config.vocabulary
-    ((3, 16), 40)
+    >>> encoder.encode(["a boat", "a red house", "a boat"]).shape, encoder.positions
+    ((3, 16), 512)
     """
 
     def __init__(
@@ -118,6 +118,17 @@ class SentenceEncoder(nn.Module):
             return parts[0]
         order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _, _ in groups])))
         return torch.cat(parts).index_select(0, order)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) states of the last layer, for each token."""
+        return self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The transformer's embeddings of tokens."""
+        found = cast(Any, self.transformer).get_input_embeddings()
+        assert isinstance(found, nn.Embedding)
+        return found
 
     def _pooled(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         pooling = self.config.pooling

@@ -7,6 +7,7 @@ Legend: B sentences of a batch, L tokens of the longest, N sentences of all.
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -64,8 +65,8 @@ class SentenceData:
     >>> texts = ["a red house by the sea", "a boat", "two red boats on the sea"]
     >>> data = SentenceData(texts, train_tokenizer(texts, 64))
     >>> batch = data.get_batch([1, 2], epoch=0, seed=0)
-    >>> batch["attention_mask"].sum(1).tolist(), batch["positive_input_ids"].shape[0]
-    ([4, 9], 2)
+    >>> batch["input_ids"].shape, batch["positive_input_ids"].shape[0], batch["attention_mask"].sum(1)[0]
+    (torch.Size([2, 8]), 2, tensor(4))
     """
 
     def __init__(
@@ -90,12 +91,18 @@ class SentenceData:
         self.vocabulary = len(tokenizer)
         self.stop_ids = stop_word_ids(tokenizer) if augment.kind == "stop-word" else None
         self.tokens = tokenize(tokenizer, self.sentences.texts, max_length, words=augment.kind == "word")
-        self.special_ids = np.array(tokenizer.all_special_ids)
         self._check()
 
     def _check(self) -> None:
         """What the second view needs is asked for now, not in the first step."""
         self._views(np.array([0]), BatchRandom(0, 0, torch.zeros(1, dtype=torch.int64)))
+
+    def again(self, augment: AugmentConfig, batches: BatchOptions) -> SentenceData:
+        """The same sentences and token ids under other settings; duplicates stay as they are."""
+        other = copy.copy(self)
+        other.augment, other.batches = augment, batches
+        other._check()
+        return other
 
     def __len__(self) -> int:
         return len(self.sentences)
