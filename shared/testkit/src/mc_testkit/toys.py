@@ -169,3 +169,23 @@ def signal_pairs(count: int = 48, seed: int = 0) -> TensorData:
         return torch.sin(6.2832 * rate * time + phase) + noise
 
     return TensorData(view_1=wave(), view_2=wave(), signal=wave(), ids=torch.arange(count) // 2)
+
+
+def token_pairs(count: int = 48, vocabulary: int = 60, longest: int = 12, seed: int = 0) -> TensorData:
+    """Rows of token ids, each also with its second token doubled: ``input_ids``, ``attention_mask`` (count, longest),
+    ``positive_input_ids``, ``positive_attention_mask`` (count, longest + 1) and ``ids``. Id 0 pads, 1 begins and 2 ends a row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, vocabulary, (count, longest), generator=generator)
+    length = torch.randint(4, longest + 1, (count, 1), generator=generator)
+    place = torch.arange(longest)
+    ids = torch.where(place == length - 1, 2, ids).masked_fill(place >= length, 0)
+    ids[:, 0] = 1
+    doubled = torch.cat([ids[:, :2], ids[:, 1:]], dim=1)
+    return TensorData(
+        input_ids=ids,
+        attention_mask=(ids > 0).long(),
+        positive_input_ids=doubled,
+        positive_attention_mask=(doubled > 0).long(),
+        ids=torch.arange(count),
+    )
