@@ -100,7 +100,7 @@ def evaluate(
     /,
     *,
     sts: Path | None = None,
-    split: Literal["test", "dev", "train", "all"] = "test",
+    split: str | None = None,
     corpus: Annotated[tuple[str, ...], Parameter(name="--corpus", consume_multiple=True, negative=())] = (),
     column: _Column = None,
     mteb: Annotated[tuple[str, ...], Parameter(name="--mteb", consume_multiple=True, negative=())] = (),
@@ -114,7 +114,8 @@ def evaluate(
     Args:
         run: Run folder, or any SentenceTransformer folder.
         sts: Folder or file of scored sentence pairs: SentEval's layout, or tables with sentence1, sentence2 and score.
-        split: Which pairs of sets that have several parts (STS-B, SICK-R): the test part, dev, train, or all together.
+        split: Which pairs of sets that have several parts: test, dev, train, or all of them. Default: test, where there is none
+            train; dev stays free to choose with.
         corpus: Sentences for retrieval and length bias. Default: those the run held out.
         column: Column of tables that holds the sentences.
         mteb: Tasks to run through MTEB (extra mteb); it downloads their data.
@@ -217,6 +218,7 @@ def dedup(
     *,
     run: Path | None = None,
     threshold: float = 0.95,
+    linkage: Literal["first", "chain"] = "first",
     column: _Column = None,
     out: Path | None = None,
     device: _Device = "auto",
@@ -229,6 +231,7 @@ def dedup(
         run: Run folder, or any SentenceTransformer folder. Default: the newest run under runs/; without any, equal sentences
             alone are found.
         threshold: Cosine from which two sentences are the same; cosines of two encoders do not compare.
+        linkage: first: a sentence goes if it is near one that stays; chain: whatever is joined by near pairs is one group.
         column: Column of tables that holds the sentences.
         out: File for the sentences kept, one per line. Default: groups are only shown.
         device: Where to compute.
@@ -236,7 +239,16 @@ def dedup(
     """
     from mc_text_code_app.dedup import run_dedup
 
-    run_dedup(corpus, run=run, threshold=threshold, column=column, out=out, device=device, as_json=json)
+    run_dedup(
+        corpus,
+        run=run,
+        threshold=threshold,
+        linkage=linkage,
+        column=column,
+        out=out,
+        device=device,
+        as_json=json,
+    )
 
 
 @sentences.command
