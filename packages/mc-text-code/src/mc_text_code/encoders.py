@@ -228,13 +228,20 @@ def build_transformer(config: EncoderConfig, tokenizer: PreTrainedTokenizerFast 
     with quiet_loading(), reaching(config.name, download=config.download):
         described = AutoConfig.from_pretrained(place, local_files_only=not config.download)
         _with_dropout(described, config.dropout)
-        return AutoModel.from_pretrained(
+        transformer, found = AutoModel.from_pretrained(
             place,
             config=described,
             local_files_only=not config.download,
             dtype=torch.float32,
+            output_loading_info=True,
             **without_pooler(described),
         )
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ConfigError(
+            f"encoder '{config.name}': its weights lack {len(missing)} tensors, such as {missing[0]}; is the folder complete?"
+        )
+    return transformer
 
 
 def new_transformer(described: PretrainedConfig) -> nn.Module:

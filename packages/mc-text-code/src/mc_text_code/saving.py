@@ -8,7 +8,6 @@ since 2.2 understand.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -168,7 +167,7 @@ def _write_modules(encoder: SentenceEncoder, stage: Path) -> str:
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
         for number, (path, name) in enumerate(modules)
     ]
-    write_atomic(stage / "modules.json", json.dumps(listed, indent=2) + "\n")
+    write_json(stage / "modules.json", listed)
     return {
         "cls": "the state of the first token",
         "mean": "the mean over tokens",
@@ -298,7 +297,7 @@ def _of_run(folder: Path) -> SentenceEncoder:
 
 def _of_modules(folder: Path) -> SentenceEncoder | None:
     """The encoder of a SentenceTransformer folder, or None where its modules are others than ours."""
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules = read_json(folder / "modules.json")
     names = [str(module["type"]).rpartition(".")[2] for module in modules]
     places = [folder / module["path"] for module in modules]
     if names not in (["Transformer", "Pooling"], ["Transformer", "WeightedLayerPooling", "Pooling"]):

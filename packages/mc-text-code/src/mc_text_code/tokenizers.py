@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from safetensors import SafetensorError
+
 from mc_core.errors import ConfigError, DataError
-from mc_core.files import StrPath
+from mc_core.files import StrPath, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -154,7 +155,7 @@ def transformer_folder(name: StrPath) -> Path | str:
     folder = Path(name)
     if not (folder / "modules.json").is_file():
         return folder if folder.is_dir() else str(name)
-    first = json.loads((folder / "modules.json").read_text(encoding="utf-8"))[0]
+    first = read_json(folder / "modules.json")[0]
     return folder / first["path"]
 
 
@@ -168,7 +169,7 @@ class reaching:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError)):
+        if not isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)):
             return
         if Path(self.name).is_dir():
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -134,15 +135,18 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     """Whole lines, many at a time."""
-    rest = b""
+    rest, start = b"", True
     try:
         with _open(path) as file:
             while block := file.read(_BLOCK):
+                if start and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise DataError(f"{path} is UTF-16: save it as UTF-8")
+                start = False
                 head, newline, tail = (rest + block).rpartition(b"\n")
                 rest = tail
                 if newline:
                     yield head
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if rest:
         yield rest

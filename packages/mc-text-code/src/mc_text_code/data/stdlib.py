@@ -99,5 +99,5 @@ def sentences_of(docstring: str) -> Iterator[str]:
         if ">>>" in paragraph or any(line.startswith((" ", "\t", "-", "*", "|", "=", "+")) for line in lines):
             continue
         for sentence in _SENTENCE.split(" ".join(paragraph.split())):
-            if len(_WORD.findall(sentence)) >= 3 and len(sentence) <= _LONGEST:
+            if len(sentence.split()) >= 3 and len(_WORD.findall(sentence)) >= 2 and len(sentence) <= _LONGEST:
                 yield sentence

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
 _CHUNK = 16_384  # sentences tokenised at once, which bounds memory
@@ -78,7 +79,8 @@ def tokenize(
             ids.append(np.fromiter(itertools.chain.from_iterable(rows), np.int32, count=length.sum()))
             lengths.append(length)
             if words:
-                starts += [_word_starts(one.offsets, one.special_tokens_mask) for one in encoded]
+                chunk = texts[first : first + _CHUNK]
+                starts += [_word_starts(*both) for both in zip(chunk, encoded, strict=True)]
     finally:
         backend.no_truncation() if before[0] is None else backend.enable_truncation(**before[0])
         if before[1] is not None:
@@ -91,13 +93,14 @@ def tokenize(
     )
 
 
-def _word_starts(offsets: list[tuple[int, int]], special: list[int]) -> np.ndarray:
-    begin, end = np.array(offsets).reshape(-1, 2).T
-    gap = np.ones(len(begin), dtype=bool)
-    gap[1:] = begin[1:] > end[:-1]
-    is_special = np.array(special, dtype=bool)
-    gap[1:] |= is_special[:-1]
-    return gap | is_special
+def _word_starts(text: str, encoded: Encoding) -> np.ndarray:
+    """Where there is white space before a token, or it begins with some."""
+    special = np.array(encoded.special_tokens_mask, dtype=bool)
+    begin, end = np.array(encoded.offsets).reshape(-1, 2).T
+    starts = special.copy()
+    starts[1:] |= special[:-1] | (begin[1:] > end[:-1])
+    starts |= [text[at : at + 1].isspace() for at in begin]
+    return starts
 
 
 def padded(tokens: np.ndarray, lengths: np.ndarray, pad_id: int) -> tuple[Tensor, Tensor]:

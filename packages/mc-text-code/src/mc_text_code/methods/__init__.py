@@ -4,8 +4,8 @@ from mc_core.recipes import MethodTable
 
 METHODS = MethodTable(
     {
-        "mlm": ("mc_text_code.methods.mlm.config:MaskedLMConfig", "mc_text_code.methods.mlm.model:MaskedLM"),
         "esimcse": ("mc_text_code.methods.esimcse.config:ESimCSEConfig", "mc_text_code.methods.esimcse.model:ESimCSE"),
+        "mlm": ("mc_text_code.methods.mlm.config:MaskedLMConfig", "mc_text_code.methods.mlm.model:MaskedLM"),
     }
 )
 
