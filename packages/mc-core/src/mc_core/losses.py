@@ -38,6 +38,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 # Below this ε, exp((S − 1)/ε) can underflow for a whole row or column in float32.
 _SINKHORN_SCALING_EPSILON = 0.03
+_SINKHORN_BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32, which a core's caches hold
 _KOLEO_CHUNK_ELEMENTS = 1 << 24
 
 
@@ -443,7 +444,8 @@ def sinkhorn_assignments(
 
     Each iteration gives every prototype an equal share of the samples, then every sample a sum of 1. Computed in
     float32 outside autocast: by scaling ``exp(S/ε)`` for ε ≥ 0.03; below, where that could leave float32's range, the first
-    iteration is done in the log domain.
+    iteration is done in the log domain. On a CPU rows pass in blocks that stay in a core's cache, so that an iteration reads
+    the matrix once.
 
     Args:
         scores: (B, P) cosines of samples and prototypes, or (V, B, P) for several independent problems at once.
@@ -470,16 +472,16 @@ def sinkhorn_assignments(
     _check_scores(scores)
     across = distributed and world_size() > 1
     with torch.autocast(scores.device.type, enabled=False):
+        if scores.device.type == "cpu":
+            return _sinkhorn_in_blocks(scores, epsilon, iterations, across)
         if epsilon >= _SINKHORN_SCALING_EPSILON:
             return _sinkhorn_scaling(_gibbs_kernel(_widen(scores), epsilon), iterations, across)
         return _sinkhorn_log(_widen(scores) / epsilon, iterations, across)
 
 
 def _gibbs_kernel(scores_BP: Tensor, epsilon: float) -> Tensor:
-    """``exp(S/ε)`` up to a constant, which the iterations cancel, in as few readings of the matrix as the device rewards."""
-    if scores_BP.device.type == "cpu":  # here an exponential costs less than a power does
-        return torch.add(scores_BP.new_tensor(-1.0 / epsilon), scores_BP, alpha=1.0 / epsilon).exp_()
-    return torch.pow(math.exp(1.0 / epsilon), scores_BP)  # one kernel; at most e^34 for ε ≥ 0.03
+    """``exp(S/ε)`` in one kernel; at most e^34 for ε ≥ 0.03."""
+    return torch.pow(math.exp(1.0 / epsilon), scores_BP)
 
 
 def _sinkhorn_scaling(kernel_BP: Tensor, iterations: int, across: bool) -> Tensor:
@@ -502,11 +504,62 @@ def _sinkhorn_log(log_kernel_BP: Tensor, iterations: int, across: bool) -> Tenso
     if across:
         dist.all_reduce(peak_1P, op=dist.ReduceOp.MAX)
     log_kernel_BP.sub_(peak_1P)
-    # log-sum-exp, but for subnormal terms, which are slow on a CPU and nothing beside the 1 of the peak
-    mass_1P = log_kernel_BP.clamp(min=-80.0).exp_().sum(-2, keepdim=True)
+    mass_1P = log_kernel_BP.exp().sum(-2, keepdim=True)
     mass_1P = all_reduce_sum(mass_1P) if across else mass_1P
     kernel_BP = log_kernel_BP.sub_(mass_1P.log_()).softmax(-1)
     return _sinkhorn_scaling(kernel_BP, iterations - 1, across) if iterations > 1 else kernel_BP
+
+
+def _sinkhorn_in_blocks(scores: Tensor, epsilon: float, iterations: int, across: bool) -> Tensor:
+    """The two forms above, some rows at a time: once a block is in cache, it gives its rows' sums and its share of the next
+    iteration's column sums."""
+    kernel = torch.empty_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))
+    scores_VBP, kernel_VBP = (x if x.ndim == 3 else x[None] for x in (scores, kernel))
+    problems, samples, prototypes = kernel_VBP.shape
+    rows = max(1, _SINKHORN_BLOCK_ELEMENTS // prototypes)
+    blocks = [
+        (v, scores_VBP[v, first : first + rows], kernel_VBP[v, first : first + rows])
+        for v in range(problems)
+        for first in range(0, samples, rows)
+    ]
+    mass_VP = kernel.new_zeros(problems, prototypes)
+    ones_R = kernel.new_ones(min(rows, samples))
+
+    def taken_mass() -> Tensor:
+        taken_VP = all_reduce_sum(mass_VP) if across else mass_VP.clone()
+        mass_VP.zero_()
+        return taken_VP
+
+    def scaled(offset: Tensor, scores_RP: Tensor, kernel_RP: Tensor) -> Tensor:
+        return torch.add(offset, scores_RP.to(kernel.dtype), alpha=1.0 / epsilon, out=kernel_RP)
+
+    if epsilon >= _SINKHORN_SCALING_EPSILON:
+        highest = kernel.new_tensor(-1.0 / epsilon)
+        for v, scores_RP, kernel_RP in blocks:
+            scaled(highest, scores_RP, kernel_RP).exp_()
+            mass_VP[v].addmv_(kernel_RP.mT, ones_R[: len(kernel_RP)])
+    else:
+        iterations -= 1
+        peak_VP = scores_VBP.amax(1).to(kernel.dtype) * (1.0 / epsilon)
+        if across:
+            dist.all_reduce(peak_VP, op=dist.ReduceOp.MAX)
+        for v, scores_RP, kernel_RP in blocks:
+            # subnormal terms of the sum are slow here, and nothing beside the 1 of the peak
+            terms_RP = scaled(-peak_VP[v], scores_RP, kernel_RP).clamp(min=-80.0).exp_()
+            mass_VP[v].addmv_(terms_RP.mT, ones_R[: len(terms_RP)])
+        log_mass_VP = taken_mass().log_()
+        for v, _, kernel_RP in blocks:
+            kernel_RP.copy_(kernel_RP.sub_(log_mass_VP[v]).softmax(-1))
+            mass_VP[v].addmv_(kernel_RP.mT, ones_R[: len(kernel_RP)])
+    for left in reversed(range(iterations)):
+        prototype_VP = taken_mass().reciprocal_()
+        for v, _, kernel_RP in blocks:
+            sample_R = (kernel_RP @ prototype_VP[v]).reciprocal_()
+            if left:
+                mass_VP[v].addmv_(kernel_RP.mT, sample_R)
+            else:
+                kernel_RP.mul_(sample_R[:, None]).mul_(prototype_VP[v])
+    return kernel
 
 
 def swapped_prediction(
