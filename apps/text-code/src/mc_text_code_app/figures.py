@@ -45,11 +45,17 @@ def compared(found: Measured, path: Path) -> Path:
         for place, (encoder, value) in enumerate(rows.items()):
             axis.barh(place, value, color=BLUE if encoder == TRAINED else GRAY, height=0.6)
             axis.annotate(
-                f"{value:.3g}", (value, place), va="center", fontsize=8, xytext=(3, 0), textcoords="offset points"
+                f"{value:.3g}",
+                (value, place),
+                va="center",
+                ha="left" if value >= 0 else "right",
+                fontsize=8,
+                xytext=(3 if value >= 0 else -3, 0),
+                textcoords="offset points",
             )
         axis.set_yticks(range(len(rows)), [label(encoder) for encoder in rows], fontsize=8)
         axis.invert_yaxis()
-        axis.margins(x=0.2)
+        axis.margins(x=0.25)
         axis.axvline(0, color="black", linewidth=0.6)
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(heading(name), fontsize=9)

@@ -154,4 +154,5 @@ def _report(
                 figures.lengths(encoder.encode, test.texts, run_dir / "lengths.png", seed=recipe.fit.seed),
             ),
         ]
-    return write_report(run_dir, title=f"{run_dir.name}: {recipe.system}", result=shown.fields, figures=pictures)
+    plain = {name: value for name, value in shown.fields.items() if name == "baselines" or not isinstance(value, dict)}
+    return write_report(run_dir, title=f"{run_dir.name}: {recipe.system}", result=plain, figures=pictures)
