@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from mc_text_code.data.sentence_files import open_sentences
     from mc_text_code.data.sentences import Sentences
     from mc_text_code.data.stdlib import standard_library_sentences
+    from mc_text_code.data.sts import StsTask, open_sts
+    from mc_text_code.dedup import Duplicates, find_duplicates
     from mc_text_code.encoders import SentenceEncoder
     from mc_text_code.encoders_config import EncoderConfig
+    from mc_text_code.evaluation import evaluate_length_bias, evaluate_sentences, evaluate_sts
     from mc_text_code.methods import METHODS
     from mc_text_code.recipe import Recipe, resolve_recipe
     from mc_text_code.saving import load_encoder, save_sentence_transformer
+    from mc_text_code.search import Hits, SentenceIndex, search_lexical
     from mc_text_code.tokenizers import load_tokenizer, train_tokenizer
     from mc_text_code.training import pretrain_sentences
 
@@ -26,18 +30,28 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "AugmentConfig",
+    "Duplicates",
     "EncoderConfig",
+    "Hits",
     "Recipe",
     "SentenceData",
     "SentenceEncoder",
+    "SentenceIndex",
     "Sentences",
+    "StsTask",
     "__version__",
+    "evaluate_length_bias",
+    "evaluate_sentences",
+    "evaluate_sts",
+    "find_duplicates",
     "load_encoder",
     "load_tokenizer",
     "open_sentences",
+    "open_sts",
     "pretrain_sentences",
     "resolve_recipe",
     "save_sentence_transformer",
+    "search_lexical",
     "standard_library_sentences",
     "train_tokenizer",
 ]
@@ -50,11 +64,15 @@ __getattr__, __dir__ = attach(
         "data.sentence_files": ["open_sentences"],
         "data.sentences": ["Sentences"],
         "data.stdlib": ["standard_library_sentences"],
+        "data.sts": ["StsTask", "open_sts"],
+        "dedup": ["Duplicates", "find_duplicates"],
         "encoders": ["SentenceEncoder"],
         "encoders_config": ["EncoderConfig"],
+        "evaluation": ["evaluate_length_bias", "evaluate_sentences", "evaluate_sts"],
         "methods": ["METHODS"],
         "recipe": ["Recipe", "resolve_recipe"],
         "saving": ["load_encoder", "save_sentence_transformer"],
+        "search": ["Hits", "SentenceIndex", "search_lexical"],
         "tokenizers": ["load_tokenizer", "train_tokenizer"],
         "training": ["pretrain_sentences"],
     },
