@@ -9,6 +9,7 @@ from mc_core.lazy import attach
 
 if TYPE_CHECKING:
     from mc_text_code.augment_config import AugmentConfig
+    from mc_text_code.claims import component_claims
     from mc_text_code.data.pairs import SentenceData
     from mc_text_code.data.sentence_files import open_sentences
     from mc_text_code.data.sentences import Sentences
@@ -40,6 +41,7 @@ __all__ = [
     "Sentences",
     "StsTask",
     "__version__",
+    "component_claims",
     "evaluate_length_bias",
     "evaluate_sentences",
     "evaluate_sts",
@@ -60,6 +62,7 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "augment_config": ["AugmentConfig"],
+        "claims": ["component_claims"],
         "data.pairs": ["SentenceData"],
         "data.sentence_files": ["open_sentences"],
         "data.sentences": ["Sentences"],
