@@ -51,13 +51,14 @@ def encode_texts(encode: Encode, texts: Sequence[str]) -> Vectors:
 
 
 def normalized(vectors: Vectors) -> Vectors:
-    """Rows of length one, in float32 unless they came in float64; rows of zeros stay zero, others with NaN become NaN."""
+    """Rows of length one, in float32 unless they came in float64; rows of zeros stay zero, those not finite hold NaN."""
     if sparse.issparse(vectors):
         length_N = np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1), dtype=np.float64).ravel())
         return sparse.csr_matrix(sparse.diags(_inverse(length_N)) @ vectors)
     rows = vectors if vectors.dtype == np.float64 else vectors.astype(np.float32, copy=False)
-    length_N = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    return rows * _inverse(length_N).astype(rows.dtype)[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        length_N = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+        return rows * _inverse(length_N).astype(rows.dtype)[:, None]
 
 
 def pair_cosines(vectors: Vectors, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, int]:
