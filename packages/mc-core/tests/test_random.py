@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from mc_core import random
 from mc_core.random import BatchRandom, derive_seed, sample_rng, uniform
 
 
@@ -56,6 +57,17 @@ def test_matches_splitmix_in_plain_integers():
         state = mix((i * golden + base) & mask)
         expected = [(mix((state + d * golden) & mask) >> 40) / (1 << 24) for d in (1, 2, 3)]
         np.testing.assert_allclose(uniform(7, 1, torch.tensor([i]), 3)[0].numpy(), expected, rtol=0, atol=0)
+
+
+def test_every_device_has_the_numbers_of_the_cpu():
+    """What runs on a GPU is run here on the CPU; negative and strided positions among them."""
+    index = torch.from_numpy(np.random.default_rng(0).integers(-(1 << 62), 1 << 62, 400))[::2]
+    for base in (0, 5, (1 << 64) - 1):
+        expected = random._uniform_on_device(base, index, 33)
+        assert torch.equal(torch.from_numpy(random._uniform_on_cpu(base, index.numpy(), 33)), expected)
+    assert uniform(0, 0, index[:0], 5).shape == (0, 5)
+    assert uniform(0, 0, index, 0).shape == (200, 0)
+    assert torch.equal(uniform(0, 0, torch.arange(4, dtype=torch.int32), 3), uniform(0, 0, torch.arange(4), 3))
 
 
 def test_sample_generators():
