@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, gelu, layer_norm
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.engine.method import Progress
@@ -14,12 +15,11 @@ from mc_core.files import read_jsonl
 from mc_core.random import BatchRandom
 from mc_text_code import METHODS, load_encoder, pretrain_sentences, resolve_recipe
 from mc_text_code.data.pairs import SentenceData
-from mc_text_code.encoders import SentenceEncoder
+from mc_text_code.encoders import SentenceEncoder, quiet_loading
 from mc_text_code.encoders_config import EncoderConfig
 from mc_text_code.methods.mlm.config import MaskedLMConfig
 from mc_text_code.methods.mlm.model import MaskedLM
 from mc_text_code.recipe import WarmStart
-from mc_text_code.saving import save_sentence_transformer
 from mc_text_code.tokenizers import train_tokenizer
 from mc_text_code.training import warm_start
 
@@ -154,18 +154,39 @@ def test_runs_are_alike_and_a_run_that_was_cut_off_ends_alike(tmp_path):
             assert torch.equal(value, method.state_dict()[name]), name
 
 
-def test_a_published_encoder_by_its_folder(tmp_path):
-    folder = save_sentence_transformer(tiny_encoder(pooling="mean"), tmp_path / "published")
-    encoder = {"name": str(folder), "pooling": "cls", "max_length": 16}
-    recipe = resolve_recipe(
-        "simcse", {"method": {"encoder": encoder}, "fit": {"steps": 2, "batch_size": 8, "precision": "fp32"}}
-    )
+def published(kind, folder):
+    """A folder as published ones are, of a BERT or a RoBERTa with its pooler, here with random weights."""
+    tokenizer = train_tokenizer(TEXTS, 400, "wordpiece" if kind == "bert" else "bpe", positions=64)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    known = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **sizes}
+    torch.manual_seed(5)
+    if kind == "bert":
+        transformer = BertModel(BertConfig(max_position_embeddings=64, **known))
+    else:
+        transformer = RobertaModel(RobertaConfig(max_position_embeddings=66, type_vocab_size=1, **known))
+    with quiet_loading():
+        transformer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return transformer
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_published_encoder_by_its_folder(tmp_path, kind):
+    transformer = published(kind, tmp_path / "published")
+    encoder = {"name": str(tmp_path / "published"), "pooling": "cls", "max_length": 16, "dropout": 0.0}
+    fit = {"steps": 2, "batch_size": 8, "epochs": None, "lr": 1e-9, "device": "cpu"}
+    recipe = resolve_recipe("esimcse", {"method": {"encoder": encoder}, "fit": fit})
+    assert recipe.fit.precision == "bf16"
     result = pretrain_sentences(recipe, TEXTS, tmp_path / "run")
-    assert result.method.queue is None
+    method = result.method
     assert not (tmp_path / "run" / "warm-start").exists()
-    assert load_encoder(tmp_path / "run").config.pooling == "cls"
-    start = load_encoder(folder)
-    assert result.method.encoder.tokenizer(TEXTS[0]).input_ids == start.tokenizer(TEXTS[0]).input_ids
+    assert method.queue.features.dtype == torch.float32
+    assert len(method.queue) == 16
+    assert {p.dtype for p in method.parameters()} == {torch.float32}
+    ids = method.encoder.tokenizer(TEXTS[7], return_tensors="pt")
+    with torch.no_grad():
+        first = transformer.eval()(**ids).last_hidden_state[0, 0]  # <s> or [CLS] of the checkpoint that it started from
+    np.testing.assert_allclose(load_encoder(tmp_path / "run").encode([TEXTS[7]])[0], first, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
