@@ -29,7 +29,7 @@ def run_dedup(
 ) -> Duplicates:
     """Find them, write the sentences kept where asked for, and show the groups."""
     clock = Clock()
-    sentences = open_corpus(corpus, column)
+    sentences = open_corpus(corpus, column, deduplicate=False)
     chosen = chosen_run(run)
     encoder = None if chosen is None else open_encoder(chosen, device)
     with Status(f"comparing {len(sentences):,} sentences"):

@@ -25,7 +25,8 @@ from mc_text_code.evaluation.vectors import Encode
 
 TRAINED, UNTRAINED, TFIDF, WORDS, BM25 = "trained", "untrained", "tf_idf", "mean_word_vectors", "bm25"
 STS, GROUP, HALVES, LEAK = "sts_spearman", "same_group_top1", "half_sentence_mrr", "length_leak"
-_FEWEST = 8  # sentences, below which nothing is measured
+FEWEST = 8
+"""Sentences, below which nothing is measured on them."""
 
 
 @dataclass
@@ -84,10 +85,10 @@ def measure(
     Raises:
         DataError: nothing to measure on.
     """
-    test = None if test is not None and len(test) < _FEWEST else test
+    test = None if test is not None and len(test) < FEWEST else test
     if test is None and not tasks:
         raise DataError(
-            f"nothing to measure on: give --corpus with at least {_FEWEST} sentences, or --sts with scored pairs"
+            f"nothing to measure on: give --corpus with at least {FEWEST} sentences, or --sts with scored pairs"
         )
     found = Measured()
     measured = dict(encoders)

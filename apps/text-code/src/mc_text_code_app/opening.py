@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from mc_core.cli import Status
 from mc_core.errors import ConfigError, DataError
@@ -25,7 +22,7 @@ from mc_text_code.saving import ForeignEncoder, SentenceEncoder, load_encoder
 HELD_OUT = "held-out.jsonl"
 """In a run folder: the sentences it was not trained on, a JSON object each."""
 STANDARD_LIBRARY = "stdlib"
-_HELD_OUT, _MOST_HELD_OUT, _GROUPS_HELD_OUT = 0.05, 2_000, 0.15
+_HELD_OUT, _FEWEST_HELD_OUT, _MOST_HELD_OUT, _GROUPS_HELD_OUT = 0.05, 20, 2_000, 0.15
 _log = logging.getLogger("mc_core")
 
 AnyEncoder = SentenceEncoder | ForeignEncoder
@@ -67,7 +64,8 @@ def split(sentences: Sentences, holdout: float | None = None) -> Split:
 
     Args:
         sentences: all.
-        holdout: share in (0, 1). Default: 0.15 of groups; 0.05 of sentences, at most about 2,000.
+        holdout: share in (0, 1). Default: 0.15 of groups; 0.05 of sentences, at most about 2,000, and of a small corpus more, as
+            a handful says nothing.
 
     Raises:
         ConfigError: a share out of range.
@@ -77,7 +75,7 @@ def split(sentences: Sentences, holdout: float | None = None) -> Split:
         raise ConfigError(f"--holdout {holdout}: give a share between 0 and 1, such as 0.05")
     if sentences.groups is not None:
         return Split(*sentences.split_by_group(holdout or _GROUPS_HELD_OUT))
-    share = holdout or min(_HELD_OUT, _MOST_HELD_OUT / len(sentences))
+    share = holdout or min(max(_HELD_OUT, _FEWEST_HELD_OUT / len(sentences)), _MOST_HELD_OUT / len(sentences), 0.2)
     place = (sentences.hashes.view(np.uint64) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
     held = place < share
     if held.all() or not held.any():  # a corpus of a handful of sentences
@@ -136,15 +134,6 @@ def chosen_run(run: Path | None) -> Path | None:
     return found
 
 
-def identity(encoder: AnyEncoder) -> str:
-    """A hash of an encoder's weights and tokenizer: equal where embeddings are."""
-    digest = hashlib.blake2b(digest_size=16)
-    module: Any = encoder if isinstance(encoder, SentenceEncoder) else encoder.model
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    tokenizer = encoder.tokenizer
-    if tokenizer is not None:
-        digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(str(encoder.positions).encode())
-    return digest.hexdigest()
+def model_folder(run: Path) -> Path:
+    """Where the encoder's own files are: of a run its ``model/``."""
+    return run / "model" if (run / "model" / "modules.json").is_file() else run

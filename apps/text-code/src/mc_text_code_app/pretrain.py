@@ -13,6 +13,7 @@ from typing import Any
 from mc_core.cli import Clock, Result, Status, keep_freed_memory, print_table
 from mc_core.distributed import rank
 from mc_core.engine.distribution import join_processes
+from mc_core.engine.loop import RunResult
 from mc_core.errors import McError
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
@@ -22,7 +23,7 @@ from mc_text_code.encoders import SentenceEncoder
 from mc_text_code.recipe import Recipe, resolve_recipe
 from mc_text_code.training import pretrain_sentences
 from mc_text_code_app import figures
-from mc_text_code_app.measure import TRAINED, UNTRAINED, Measured, measure, sts_table, table, untrained_like
+from mc_text_code_app.measure import FEWEST, TRAINED, UNTRAINED, Measured, measure, sts_table, table, untrained_like
 from mc_text_code_app.opening import HELD_OUT, Split, corpus_name, open_corpus, split, write_held_out
 
 TINY = "tiny"
@@ -93,6 +94,8 @@ def pretrain(
         return None
     trained = result.method.encoder
     assert isinstance(trained, SentenceEncoder)
+    if not tasks and len(parts.test) < FEWEST:
+        return _unmeasured(result, parts, run_dir, clock, as_json)
     found = measure(
         {TRAINED: trained.encode, UNTRAINED: untrained_like(trained, recipe.fit.seed).encode},
         test=parts.test,
@@ -111,6 +114,22 @@ def pretrain(
     title = f"{recipe.system}, {len(parts.train):,} sentences; measured on {len(parts.test):,} others"
     show(found, title)
     sys.stdout.write(f"run     {run_dir}\nencoder {run_dir / 'model'}\nreport  {shown.fields['report']}\n")
+    return shown
+
+
+def _unmeasured(result: RunResult, parts: Split, run_dir: Path, clock: Clock, as_json: bool) -> Result:
+    """Of a corpus too small to hold anything out: the loss alone."""
+    shown = Result("loss", result.metrics["loss"], {}, run=run_dir, seconds=clock.seconds(), lower_is_better=True)
+    shown.fields |= {"steps": result.step, "sentences": len(parts.train), "held_out": len(parts.test)}
+    shown.write(run_dir)
+    _log.warning(
+        "%d sentences held out are too few to measure on: give more, a larger --holdout, or scored pairs with --sts",
+        len(parts.test),
+    )
+    if as_json:
+        shown.show(as_json=True, title="")
+    else:
+        sys.stdout.write(f"run     {run_dir}\nencoder {run_dir / 'model'}\n")
     return shown
 
 

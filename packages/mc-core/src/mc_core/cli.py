@@ -192,6 +192,11 @@ class Status:
             self._status.start()
         return self
 
+    def say(self, text: str) -> None:
+        """Another text from now on."""
+        if self._status is not None:
+            self._status.update(text)
+
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
             self._status.stop()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -438,11 +439,14 @@ def _trace(
     model: nn.Module, inputs: tuple[Tensor, ...], path: Path, *, opset: int, dynamic: bool, external_data: bool
 ) -> None:
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if dynamic else None
+    told = logging.getLogger("onnxscript")
+    level = told.level
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # Its warnings are about its own internals (deprecated calls in onnxscript, lifted constants, axis names);
-            # what matters, the numbers, is compared afterwards.
+            # Its warnings are about its own internals (deprecated calls in onnxscript, lifted constants, axis names, folds that
+            # it gives up); what matters, the numbers, is compared afterwards.
             warnings.simplefilter("ignore")
+            told.setLevel(logging.CRITICAL)
             torch.onnx.export(
                 model,
                 inputs,
@@ -460,6 +464,8 @@ def _trace(
             f"{type(model).__name__} could not be exported to ONNX opset {opset}: {_one_line(error)}"
             + ("; try dynamic_batch=False" if dynamic else "")
         ) from error
+    finally:
+        told.setLevel(level)
 
 
 def _outputs(output: Any) -> list[Tensor]:
