@@ -10,6 +10,7 @@ from mc_text_code.augment import (
     insert_masks,
     insert_stop_words,
     lengthen,
+    most_added,
     most_repeated,
     repeat_subwords,
     repeat_words,
@@ -186,3 +187,18 @@ def test_no_sentences_are_no_trouble():
 def test_what_a_kind_needs_is_asked_for(kind):
     with pytest.raises(ConfigError, match=f"augment.kind {kind}"):
         lengthen(*batch(8), AugmentConfig(kind=kind))
+
+
+@pytest.mark.parametrize("cap", ["code", "paper"])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.32, 1.0])
+@pytest.mark.parametrize("kind", ["subword", "word", "stop-word", "mask", "none"])
+def test_no_sentence_grows_by_more_than_is_said(kind, rate, cap):
+    config = AugmentConfig(kind=kind, rate=rate, cap=cap)
+    for n in (2, 3, 7, 32):
+        tokens, sizes, draw = batch(*[n] * 2000)
+        starts = np.ones(len(tokens), bool)
+        _, grown = lengthen(tokens, sizes, draw, config, word_starts=starts, mask_id=MASK, stop_ids=np.array([7, 8]))
+        most = int((grown - sizes).max())
+        assert most <= most_added(n, config)
+        if kind != "word":
+            assert most == most_added(n, config)

@@ -9,6 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from mc_core.data import StepPlan, step_loader
 from mc_core.errors import ConfigError, DataError
@@ -107,6 +111,19 @@ def test_where_words_begin(kind, request):
         parts = np.split(ids, np.flatnonzero(starts)[1:])
         decoded = [tokenizer.decode(part).replace(" ", "") for part in parts]
         assert decoded == [tokenizer.cls_token, *words, tokenizer.sep_token]
+
+
+def test_words_of_a_tokenizer_without_special_tokens_stay_in_their_sentence():
+    words = Tokenizer(WordLevel({"[PAD]": 0, **{w: n for n, w in enumerate("abcdefgh", start=1)}}, unk_token="[PAD]"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[PAD]")
+    texts = ["a b c d", "e f g h"]
+    assert tokenize(tokenizer, texts, 8, words=True).word_starts.tolist() == [True] * 8
+    data = SentenceData(texts, tokenizer, AugmentConfig(kind="word", rate=1.0, cap="paper"))
+    for epoch in range(8):
+        batch = data.get_batch([0, 1], epoch, 0)
+        for text, row in zip(texts, batch["positive_input_ids"], strict=True):
+            assert list(dict.fromkeys(tokenizer.decode(row[row > 0]).split())) == text.split()
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.booleans())

@@ -204,6 +204,13 @@ def test_what_cannot_work_is_said_before_anything_is_written(tmp_path, changes, 
     assert not (tmp_path / "run").exists()
 
 
+def test_second_views_that_the_encoder_could_not_take(tmp_path):
+    recipe = recipe_of(method={"encoder": {"positions": 16, "max_length": 16}}, augment={"rate": 0.5})
+    with pytest.raises(ConfigError, match="up to 16 tokens may grow to 23 by repetition, more than the 16 that"):
+        pretrain_sentences(recipe, [f"{text} {text} {text}" for text in TEXTS], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_folder_without_anything_yet(tmp_path):
     (tmp_path / "recipe.yaml").write_text("system: esimcse\n")
     with pytest.raises(CheckpointError, match="no model and no checkpoint yet"):

@@ -191,6 +191,24 @@ def most_repeated(n: np.ndarray, rate: float, cap: Cap = "code") -> np.ndarray:
     return np.maximum(np.minimum(_MOST_BY_CODE, share) - 1, 0)
 
 
+def most_added(n: int, config: AugmentConfig) -> int:
+    """How much longer a sentence of at most ``n`` tokens, special ones included, may become.
+
+    >>> (
+    ...     most_added(32, AugmentConfig()),
+    ...     most_added(32, AugmentConfig(cap="paper")),
+    ...     most_added(32, AugmentConfig(kind="none")),
+    ... )
+    (9, 10, 0)
+    """
+    if config.kind == "none" or config.rate == 0:
+        return 0
+    room = max(n - (1 if config.kind in ("mask", "stop-word") else 2), 0)
+    if config.kind == "word":
+        return room  # one word may be all there is
+    return min(int(most_repeated(np.array([n]), config.rate, config.cap)[0]), room)
+
+
 def _counts(n: np.ndarray, random: Uniform, rate: float, cap: Cap, *, words: bool = False) -> np.ndarray:
     """(B,) k, each number from 0 to the greatest equally likely."""
     most = most_repeated(n, rate, cap)

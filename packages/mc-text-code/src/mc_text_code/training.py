@@ -20,6 +20,7 @@ from mc_core.engine.loop import Evaluator, RunResult, fit
 from mc_core.errors import ConfigError
 from mc_core.export import staging
 from mc_core.files import StrPath
+from mc_text_code.augment import most_added
 from mc_text_code.augment_config import AugmentConfig
 from mc_text_code.data.pairs import SentenceData
 from mc_text_code.data.sentences import Sentences
@@ -106,6 +107,12 @@ def prepare(recipe: Recipe[Any], sentences: Sentences, run_dir: Path) -> tuple[S
     StepPlan(len(data), recipe.fit.batch_size, 0)  # before anything is written
     torch.manual_seed(recipe.fit.seed)
     encoder = SentenceEncoder(config, tokenizer)
+    longest = int(data.tokens.lengths.max())
+    if (grown := longest + most_added(longest, recipe.augment)) > encoder.positions:
+        raise ConfigError(
+            f"sentences of up to {longest} tokens may grow to {grown} by repetition, more than the {encoder.positions} that the "
+            f"encoder takes: give a method.encoder.max_length below {longest}; the paper's is 32"
+        )
     if not place.exists():
         with staging(place) as stage:
             save_tokenizer(encoder, stage)

@@ -98,6 +98,7 @@ def _word_starts(text: str, encoded: Encoding) -> np.ndarray:
     special = np.array(encoded.special_tokens_mask, dtype=bool)
     begin, end = np.array(encoded.offsets).reshape(-1, 2).T
     starts = special.copy()
+    starts[:1] = True  # also where a tokenizer adds no special tokens
     starts[1:] |= special[:-1] | (begin[1:] > end[:-1])
     starts |= [text[at : at + 1].isspace() for at in begin]
     return starts

@@ -14,8 +14,12 @@ from mc_text_code.encoders_config import EncoderConfig
 class ESimCSEConfig(StrictModel):
     """ESimCSE. The defaults are those published for BERT-base.
 
-    >>> ESimCSEConfig(queue_batches=0).queue_size(64), ESimCSEConfig().queue_size(64)
-    (0, 160)
+    >>> (
+    ...     ESimCSEConfig(queue_batches=0).queue_size(64),
+    ...     ESimCSEConfig().queue_size(64),
+    ...     ESimCSEConfig(queue_batches=1e-3).queue_size(64),
+    ... )
+    (0, 160, 1)
     """
 
     encoder: EncoderConfig = EncoderConfig()
@@ -34,5 +38,5 @@ class ESimCSEConfig(StrictModel):
     """The same sentence elsewhere in the batch or the queue is no negative (ours)."""
 
     def queue_size(self, batch_size: int) -> int:
-        """Keys in the queue for a batch of that many sentences."""
-        return round(self.queue_batches * batch_size)
+        """Keys in the queue for a batch of that many sentences; at least one where there is a queue."""
+        return max(round(self.queue_batches * batch_size), 1 if self.queue_batches else 0)
