@@ -135,6 +135,29 @@ def test_dedup_keeps_one_of_each(trained, tmp_path, command):
     assert "1 near" in shown.out or "2 near" in shown.out
 
 
+def test_claims_train_every_component_and_go_on(corpus, pairs, tmp_path, monkeypatch, command):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        "system: esimcse\n"
+        "method: {encoder: {hidden_size: 16, heads: 2, layers: 1}, queue_batches: 2}\n"
+        "warm_start: {steps: 1, batch_size: 8}\n"
+        "fit: {steps: 2, batch_size: 8, optimizer: adamw, lr: 1.0e-3, device: cpu}\n"
+    )
+    options = ("--sts", pairs, "--recipe", recipe, "--seeds", 2, "--out", tmp_path / "claims")
+    found = command("claims", corpus, *options, "--json").json
+    rows = found["rows"]
+    assert {"SimCSE", "SimCSE + repetition", "SimCSE + queue", "ESimCSE", "untrained", "TF-IDF"} <= set(rows)
+    assert {"mine", "length leak", "half → whole MRR"} <= set(rows["ESimCSE"])
+    assert len(rows["ESimCSE"]["mine"]["values"]) == 2
+    assert rows["TF-IDF"]["mine"]["sd"] is None
+    assert read_json(tmp_path / "claims" / "claims.json")["rows"] == rows
+    monkeypatch.setattr("mc_text_code.claims.fit", None)  # nothing is trained again
+    shown = command("claims", corpus, *options)
+    assert shown.code == 0, shown.err
+    assert "minus SimCSE of the same seed" in shown.out
+    assert "too few to tell" in shown.out
+
+
 def test_export_writes_what_others_load(trained, tmp_path, command):
     import onnxruntime
     from tokenizers import Tokenizer
