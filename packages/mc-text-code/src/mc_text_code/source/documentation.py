@@ -5,15 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 import warnings
 
 _PREFIX = re.compile(r"([A-Za-z]*)('''|\"\"\"|'|\")")
 _DIRECTIVE = re.compile(
     r"""^[\s/*#!-]*(?:
-        go:\w+|\+build\b|line\s|nolint|export\s|@?(?:eslint|jshint|jslint|tslint|prettier|istanbul|jscs|flow|ts)-[\w-]+|
-        jshint\b|jslint\b|eslint\b|globals?\s|@flow\b|\$Flow|rubocop:|frozen_string_literal|(?:en)?coding\s*[:=]|warn_indent|
-        typed:|noinspection\b|phpcs:|phpstan|psalm-|pylint:|noqa\b|type:\s|mypy:|fmt:|yapf:|isort:|pragma\b|vim?:|-\*-|
-        <?\s*/?(?:region|endregion|editor-fold)|CHECKSTYLE|NOSONAR|nosemgrep|sourceMappingURL|[!]/\S+
+        go:\w+|\+build\s|nolint\b|@?(?:eslint|jshint|jslint|tslint|prettier|istanbul|jscs|ts)-[\w-]+|jshint\s\w+:|eslint\s\w+:|
+        @flow\b|\$Flow|rubocop:|frozen_string_literal:|(?:en)?coding[:=]|warn_indent:|noinspection\b|phpcs:|phpstan-|psalm-|
+        pylint:|noqa\b|type:\s*ignore|mypy:|fmt:|yapf:|isort:|pragma:|vim?:|-\*-|CHECKSTYLE[:.]|NOSONAR|nosemgrep|
+        sourceMappingURL|!/\S
     )""",
     re.VERBOSE,
 )
@@ -76,4 +77,4 @@ def comment_text(comments: list[str]) -> str:
             bare = bare[1:] if bare.startswith(" ") else bare
             lines.append(bare if _LETTER.search(bare) else "")
     text = "\n".join(line.rstrip() for line in lines)
-    return re.sub(r"\n{3,}", "\n\n", inspect.cleandoc(text)).strip()
+    return re.sub(r"\n{3,}", "\n\n", textwrap.dedent(text)).strip()

@@ -172,7 +172,7 @@ _RUBY = Language(
     classes=("class", "module"),
     separator="::",
     method_separator="#",
-    leaf_classes={"i": "number", "r": "number", "ri": "number"},
+    leaf_classes={"i": "number", "r": "number", "ri": "number", "nil": "literal"},
     standard_methods=_set("""
     initialize initialize_copy initialize_dup initialize_clone to_s inspect == === eql? equal? != <=> =~ !~ ! hash
     clone dup freeze frozen? method_missing respond_to? respond_to_missing? instance_of? is_a? kind_of? nil?

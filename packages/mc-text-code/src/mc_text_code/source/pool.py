@@ -63,7 +63,7 @@ def map_items(
                 yield from waiting.popleft().result()
         except BrokenProcessPool as error:
             raise RunError(
-                "a process was killed while it read source files, most often for memory; use fewer"
+                "a process ended while it read source files, most often for lack of memory; ask for fewer processes"
             ) from error
         finally:
             for future in waiting:

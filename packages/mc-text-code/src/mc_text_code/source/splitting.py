@@ -76,7 +76,12 @@ class TokenCounts:
 
 
 def cut_points(
-    node: Node, start: int, end: int, edits: Sequence[Edit], counts: TokenCounts, limit: int, line_starts: Sequence[int]
+    node: Node,
+    span: tuple[int, int, int],
+    edits: Sequence[Edit],
+    counts: TokenCounts,
+    limit: int,
+    line_starts: Sequence[int],
 ) -> list[int]:
     """Where to cut a unit so that its parts have at most ``limit`` tokens, as far as statements and lines allow.
 
@@ -85,18 +90,18 @@ def cut_points(
 
     Args:
         node: the function or class.
-        start: of the unit in the source.
-        end: of the unit.
+        span: where the unit starts, where its signature ends, and where it ends.
         edits: sorted; what is left out or shortened there does not count.
         counts: of the source.
         limit: tokens of a part.
         line_starts: of the source's lines, sorted.
 
     Returns:
-        Positions between ``start`` and ``end``, ascending.
+        Positions inside the unit, ascending; none in its signature but for one that is much too long.
     """
+    start, head, end = span
     size = _EditedSize(counts, edits)
-    places = _places(node, start, end, edits, size, counts, limit, line_starts)
+    places = _places(node, head, end, edits, size, counts, limit, line_starts)
     cuts: list[int] = []
     begin = last = start
     for place in (*places, end):
@@ -124,7 +129,7 @@ class _EditedSize:
 
 def _places(
     node: Node,
-    start: int,
+    head: int,
     end: int,
     edits: Sequence[Edit],
     size: _EditedSize,
@@ -153,7 +158,7 @@ def _places(
             stack += children
         else:
             found.update(line_starts[bisect_right(line_starts, a) : bisect_left(line_starts, b)])
-    return sorted(place for place in found if start < place < end and not _inside(edits, edit_starts, place))
+    return sorted(place for place in found if head < place < end and not _inside(edits, edit_starts, place))
 
 
 def _inside(edits: Sequence[Edit], starts: Sequence[int], place: int) -> bool:

@@ -95,8 +95,8 @@ def units_of(
         source: the file, in UTF-8.
         path: its name, kept in the units.
         language: its name; default: what the path says. One without a grammar gives windows only.
-        max_tokens: longer functions and classes are split at statements, with the signature repeated; tokens are words and single
-            marks. None: nothing is split.
+        max_tokens: longer functions and classes are split at statements, each part after the first below the signature; tokens
+            are words and single marks. None: nothing is split.
         window_lines: of a window; 0 leaves windows out.
         comments: keep the comments inside functions.
 
@@ -117,7 +117,8 @@ def units_of(
     language = language or language_of(path, source[:200].partition(b"\n")[0])
     lines, counts = SourceLines(source), TokenCounts(source)
     if language not in LANGUAGES:
-        return list(_windows(lines, counts, path, language, [(0, len(source))], max_tokens, window_lines))
+        whole = [(0, len(source))] if window_lines else []
+        return list(_windows(lines, counts, path, language, whole, max_tokens, window_lines))
     tree = parse(source, language)
     found, comment_spans = find_definitions(tree, lines, LANGUAGES[language])
     units: list[Unit] = []
@@ -144,7 +145,14 @@ def _units(
     cuts: list[int] = []
     if max_tokens is not None and not counts.at_most(found.code_start, found.end, max_tokens):
         edits = _edits(found, lines, comments, shorten=True)
-        cuts = cut_points(found.node, found.code_start, found.end, edits, counts, max_tokens, lines.starts)
+        cuts = cut_points(
+            found.node,
+            (found.code_start, found.signature_end, found.end),
+            edits,
+            counts,
+            max_tokens,
+            lines.starts,
+        )
     indent = lines.indent(found.code_start)
     signature = _signature(found, lines)
     starts, ends = [found.code_start, *cuts], [*cuts, found.end]
@@ -158,7 +166,7 @@ def _units(
             kind=found.kind,
             name=found.name,
             qualified_name=found.qualified_name,
-            line=lines.number(found.node.start_byte) if part == 0 else lines.number(start),
+            line=min(lines.number(found.node.start_byte if part == 0 else start), lines.last_number(end)),
             start_line=lines.number(first),
             end_line=lines.last_number(end),
             start_byte=first,
@@ -180,6 +188,8 @@ def _edits(found: Found, lines: SourceLines, comments: Sequence[tuple[int, int]]
     if shorten:
         for inner in found.inner:
             head = lines.source[inner.code_start : inner.signature_end].rstrip(b"{=> \t\r\n")
+            if len(head) > _SIGNATURE:
+                head = lines.indent(inner.code_start).encode() + _signature(inner, lines).encode()
             edits.append((inner.start, inner.end, head))
     covered = [(a, b) for a, b, _ in edits]
     first = bisect_right(comments, (found.code_start, 0))
@@ -268,3 +278,20 @@ def _window_spans(
                 if counts.words(a, b):
                     yield a, b
             place = end
+
+
+def code_alone(code: str, language: str) -> str:
+    """A function's code without the documentation inside it; what does not parse comes back as it is.
+
+    >>> code_alone('def f(x):\\n        "Adds one."\\n        return x + 1', "python")
+    'def f(x):\\n        return x + 1'
+    """
+    if not LANGUAGES[language].docstring_in_body:
+        return code
+    source = code.encode("utf-8", "replace")
+    lines = SourceLines(source)
+    found, _ = find_definitions(parse(source, language), lines, LANGUAGES[language])
+    if not found or found[0].docstring_span is None:
+        return code
+    edit = (*lines.whole(*found[0].docstring_span), b"")
+    return _edited(source, 0, len(source), [edit]).decode("utf-8", "replace").rstrip()
