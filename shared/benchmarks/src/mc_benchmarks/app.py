@@ -274,6 +274,47 @@ def wearables_real(
 
 
 @app.command
+def wearables_ablation(
+    *, signal: Literal["ppg", "ecg"] = "ecg", seeds: int = 3, keep: Path = Path("runs/benchmarks")
+) -> None:
+    """The ablation of participant contrast on a simulated cohort, beside the directions of its paper.
+
+    Args:
+        signal: PPG or ECG.
+        seeds: Runs of each row.
+        keep: Where finished rows are kept: the same command goes on after them.
+    """
+    from mc_benchmarks.wearables_ablation import run_wearables_ablation
+
+    run_wearables_ablation(signal=signal, seeds=seeds, keep=keep)
+
+
+@app.command
+def text_claims(
+    *,
+    data: str | None = None,
+    seeds: int = 3,
+    sentences: int | None = None,
+    steps: int | None = None,
+    warm_steps: int | None = None,
+    keep: Path = Path("runs/benchmarks"),
+) -> None:
+    """ESimCSE's components one by one, from scratch on real sentences: STS, length bias, alignment and uniformity.
+
+    Args:
+        data: Folder with text/. Default: $MC_DATA.
+        seeds: Runs of each case.
+        sentences: To train on. Default: all.
+        steps: Of the contrast. Default: the recipe's.
+        warm_steps: Of the warm start. Default: the recipe's.
+        keep: Where finished runs are kept: the same command goes on after them.
+    """
+    from mc_benchmarks.text_claims import run_text_claims
+
+    run_text_claims(data=data, seeds=seeds, sentences=sentences, steps=steps, warm_steps=warm_steps, keep=keep)
+
+
+@app.command
 def tables(*files: Path, check: bool = False) -> None:
     """Write the tables of README files from the saved results, between their ``<!-- benchmark: NAME -->`` marks.
 

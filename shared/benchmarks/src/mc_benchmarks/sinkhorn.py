@@ -82,9 +82,9 @@ class Traffic(TorchDispatchMode):
             (_, size), was_written = self._held.popitem(last=False)
             self.bytes += size * was_written
 
-    def __exit__(self, *problem: Any) -> None:
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         """Write back what is left."""
-        super().__exit__(*problem)
+        super().__exit__(exc_type, exc_val, exc_tb)
         self.bytes += sum(size for (_, size), was_written in self._held.items() if was_written)
         self._held.clear()
 
