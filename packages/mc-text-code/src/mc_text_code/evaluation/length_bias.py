@@ -259,10 +259,8 @@ def _random_pairs(
         """Pair number → i · N + j of its two sentences."""
         which = np.searchsorted(ends, places, side="right")
         place = places - (ends[which] - possible[which])
-        # of the pairs (a, b), a < b, in the order (0,1), (0,2), (1,2), (0,3) …
+        # of the pairs (a, b), a < b, in the order (0,1), (0,2), (1,2), (0,3) …; the root is exact enough up to 2⁵⁰ pairs
         b = ((1 + np.sqrt(1 + 8 * place.astype(np.float64))) / 2).astype(np.int64)
-        b -= b * (b - 1) // 2 > place  # the root may round up, or down
-        b += (b + 1) * b // 2 <= place
         a = place - b * (b - 1) // 2
         i, j = order[begin[which] + a], order[begin[which] + b]
         key = np.minimum(i, j) * count + np.maximum(i, j)
