@@ -194,3 +194,40 @@ def test_wearables_alone_embed(wheels: Path, tmp_path: Path) -> None:
     for missing in ("timm", "transformers", "torchvision", "rasterio"):
         check = f"import importlib.util, sys; sys.exit(importlib.util.find_spec('{missing}') is not None)"
         _run(programs / "python", "-c", check, cwd=tmp_path)
+
+
+def test_text_brings_nothing_of_images_or_signals(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-text-code")
+    assert found >= {"mc-core", "sentence-transformers", "transformers", "tokenizers", "bm25s", "pyarrow"}
+    others = {"timm", "torchvision", "rasterio", "neurokit2", "mc-vision", "mc-wearables"}
+    assert not found & (
+        others | {"cyclopts", "gradio", "onnx", "datasets", "mteb", "tree-sitter", "mcp", "mc-text-code-app"}
+    )
+    more = found - brings("torch") - {"mc-core", "mc-text-code"}
+    assert len(more) < 55, sorted(more)
+    assert brings("mc-text-code[app]") >= {"mc-text-code-app", "datasets", "tree-sitter", "onnxruntime", "cyclopts"}
+
+
+TEXT_ALONE = """
+import sys
+from sentence_transformers import SentenceTransformer
+from mc_text_code import load_encoder, resolve_recipe
+from mc_text_code.training import pretrain_sentences
+
+texts = [f"sentence number {i} is about {i % 5} things" for i in range(40)]
+changes = {
+    "method": {"encoder": {"hidden_size": 16, "heads": 2, "layers": 1}},
+    "warm_start": {"steps": 1, "batch_size": 8},
+    "fit": {"steps": 2, "batch_size": 8, "device": "cpu"},
+}
+pretrain_sentences(resolve_recipe("esimcse-laptop", changes), texts, "run")
+ours, plain = load_encoder("run").encode(texts), SentenceTransformer("run/model", device="cpu").encode(texts)
+assert abs(ours - plain).max() < 1e-5
+assert not {"timm", "torchvision", "rasterio", "neurokit2", "matplotlib"} & set(sys.modules)
+print("embedded", *ours.shape)
+"""
+
+
+def test_text_alone_trains_and_plain_sentence_transformers_loads_it(wheels: Path, tmp_path: Path) -> None:
+    programs = _install("mc-text-code", tmp_path / "environment", wheels)
+    assert _run(programs / "python", "-c", TEXT_ALONE, cwd=tmp_path).split()[-3:] == ["embedded", "40", "16"]
