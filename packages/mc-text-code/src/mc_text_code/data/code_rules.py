@@ -183,7 +183,7 @@ def is_english(text: str) -> bool:
     letters = [character for character in text if character.isalpha()]
     if not letters:
         return False
-    if sum(character.isascii() for character in letters) < 0.9 * len(letters):
+    if sum(character.isascii() for character in letters) < 0.8 * len(letters):
         return False
     words = [word.lower() for word in _WORD.findall(text)]
     foreign = sum(word in _FOREIGN and word not in _ENGLISH for word in words)

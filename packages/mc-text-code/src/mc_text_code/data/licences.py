@@ -28,7 +28,17 @@ _MARKS: tuple[tuple[str, str], ...] = (
     ),
     ("BSD-2-Clause", r"Redistribution and use in source and binary forms"),
 )
+_NAMES: tuple[tuple[str, str], ...] = (
+    ("Apache-2.0", r"(?:the )?apache(?: software)?(?: licen[cs]e)?,?(?: version)?[ -]v?2(?:\.0)?(?: licen[cs]e)?"),
+    ("MIT", r"(?:the )?mit(?: licen[cs]e)?"),
+    ("BSD-3-Clause", r"(?:new |modified )?bsd[ -]3[ -]clause(?: licen[cs]e)?|3-clause bsd(?: licen[cs]e)?"),
+    ("BSD-2-Clause", r"(?:simplified )?bsd[ -]2[ -]clause(?: licen[cs]e)?|2-clause bsd(?: licen[cs]e)?"),
+    ("PSF-2.0", r"python software foundation licen[cs]e|psf(?:[ -]2(?:\.0)?)?"),
+    ("MPL-2.0", r"mozilla public licen[cs]e 2\.0 \(mpl 2\.0\)|mpl[ -]2\.0"),
+    ("ISC", r"isc(?: licen[cs]e)?(?: \(iscl\))?"),
+)
 _HEAD = 20_000
+_NAME = 300
 
 
 def licence_of_text(text: str) -> str:
@@ -60,13 +70,15 @@ def licence_of_folder(folder: Path) -> str:
 def licence_of_distribution(distribution: Distribution) -> str:
     """The licence that an installed package states in its metadata, or ``""``."""
     metadata: Any = distribution.metadata  # an email message, which its type does not tell
-    for field in ("License-Expression", "License"):
-        value = (metadata.get(field) or "").strip()
-        if value and value.upper() != "UNKNOWN" and "\n" not in value and len(value) < 80:
-            return value
-    classifiers = [
-        value.rpartition("::")[2].strip()
-        for value in metadata.get_all("Classifier") or ()
-        if value.startswith("License ::")
-    ]
-    return "; ".join(classifiers) or licence_of_text(metadata.get("License") or "")
+    stated = (metadata.get("License-Expression") or metadata.get("License") or "").strip()
+    if stated and stated.upper() != "UNKNOWN" and len(stated) < _NAME and "\n" not in stated:
+        return _spdx(stated)
+    if found := licence_of_text(stated):
+        return found
+    classifiers = [value for value in metadata.get_all("Classifier") or () if value.startswith("License ::")]
+    return "; ".join(_spdx(value.rpartition("::")[2].strip()) for value in classifiers)
+
+
+def _spdx(name: str) -> str:
+    """What a package calls its licence, by its name of the SPDX list where there is no doubt."""
+    return next((known for known, mark in _NAMES if re.fullmatch(mark, name, re.IGNORECASE)), name)

@@ -11,6 +11,7 @@ from mc_core.lazy import attach
 
 if TYPE_CHECKING:
     from mc_text_code.evaluation.baselines import MeanWordVectors, bm25_scores, tfidf_encoder
+    from mc_text_code.evaluation.code_lexical import evaluate_code_lexical, lexical_scores, lexical_table
     from mc_text_code.evaluation.length_bias import Leak, LengthBias, evaluate_length_bias, length_leak
     from mc_text_code.evaluation.mteb import evaluate_mteb
     from mc_text_code.evaluation.retrieval import (
@@ -40,6 +41,7 @@ __all__ = [
     "StsScore",
     "bm25_scores",
     "difference_in_sts",
+    "evaluate_code_lexical",
     "evaluate_length_bias",
     "evaluate_mteb",
     "evaluate_retrieval",
@@ -47,6 +49,8 @@ __all__ = [
     "evaluate_sts",
     "half_queries",
     "length_leak",
+    "lexical_scores",
+    "lexical_table",
     "repeated_queries",
     "retrieval_by_scores",
     "rewrite_queries",
@@ -58,6 +62,7 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "baselines": ["MeanWordVectors", "bm25_scores", "tfidf_encoder"],
+        "code_lexical": ["evaluate_code_lexical", "lexical_scores", "lexical_table"],
         "length_bias": ["Leak", "LengthBias", "evaluate_length_bias", "length_leak"],
         "mteb": ["evaluate_mteb"],
         "retrieval": [

@@ -42,7 +42,9 @@ def docstring_of(literal: str) -> str | None:
             value = ast.literal_eval(literal)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             value = literal[match.end() :].removesuffix(quote)
-    return inspect.cleandoc(value) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    return inspect.cleandoc(value).encode("utf-8", "replace").decode()  # an escape may spell half a surrogate pair
 
 
 def comment_text(comments: list[str]) -> str:

@@ -208,7 +208,10 @@ def _from_git(folder: Path, names: list[str], listing: SourceListing) -> Iterato
                 yield from _walk(folder / path, f"{path}/", rules, listing, _LEFT_OUT_FOLDERS)
             else:
                 for one, location in _from_git(folder / path, inner, listing):
-                    yield f"{path}/{one}", location
+                    if ignored_below(rules, f"{path}/{one}"):
+                        listing.skip(Skipped(f"{path}/{one}", "ignored"))
+                    else:
+                        yield f"{path}/{one}", location
         else:
             yield path, folder / path
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_A-Za-z]+")
+_ASCII = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_ANY = re.compile(r"[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+|\d+")  # letters beyond ASCII count as small ones
 
 
 def split_words(text: str) -> list[str]:
@@ -13,6 +14,6 @@ def split_words(text: str) -> list[str]:
     >>> split_words("def parseHTTPResponse(self, max_size2=10):")
     ['def', 'parse', 'http', 'response', 'self', 'max', 'size', '2', '10']
     >>> split_words("read a UTF-8 file's größe")
-    ['read', 'a', 'utf', '8', 'file', 's', 'gr', 'öß', 'e']
+    ['read', 'a', 'utf', '8', 'file', 's', 'größe']
     """
-    return [part.lower() for part in _PART.findall(text)]
+    return [part.lower() for part in (_ASCII if text.isascii() else _ANY).findall(text)]
