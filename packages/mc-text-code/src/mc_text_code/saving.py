@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FOLDER = "tokenizer"  # of a run
 
-_CITATION = """@article{wu2021esimcse,
+CITATION = """@article{wu2021esimcse,
   title = {{ESimCSE}: Enhanced Sample Building Method for Contrastive Learning of Unsupervised Sentence Embedding},
   author = {Wu, Xing and Gao, Chaochen and Zang, Liangjun and Han, Jizhong and Wang, Zhongyuan and Hu, Songlin},
   journal = {arXiv preprint arXiv:2109.04380},
@@ -201,7 +201,7 @@ def _card(encoder: SentenceEncoder, pooling: str, card: Mapping[str, Any], licen
         _USE,
         *trained,
         "## Citation",
-        f"```bibtex\n{_CITATION}\n```",
+        f"```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
