@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
+from mc_core.accumulation import replay
 from mc_core.engine import Fit, Progress, fit
 from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.errors import ConfigError
@@ -286,3 +287,34 @@ def test_the_method_is_found_by_name_and_takes_an_encoder():
     config = METHODS.config_class("esimcse").model_validate({"encoder": TINY})
     method = METHODS.method_class("esimcse")(config, encoder=encoder)
     assert method.encoder is encoder is method.export_module()
+
+
+def test_two_micro_batches_have_the_gradient_of_the_whole_batch_also_with_dropout():
+    """Both passes over a micro-batch draw the same masks, or the gradients would belong to other embeddings."""
+    method = build({"dropout": 0.3}).train()
+    progress = Progress(step=5, total_steps=10, batch_size=8, seed=3)
+    step(method, batch_of(range(8)), progress, torch.optim.SGD(method.parameters(), lr=0.0))
+    parts = [{**batch_of(rows), "micro": micro} for micro, rows in enumerate((range(4, 8), range(8, 12)))]
+
+    method.zero_grad()
+    embedded = []
+    for part in parts:
+        with replay(progress, part):
+            embedded.append(method.embed(part))
+    anchor, positive = (torch.cat(views) for views in zip(*embedded, strict=True))
+    expected, _ = method.loss(anchor, positive, torch.arange(4, 12))
+    expected.backward()
+    gradients = [p.grad.clone() for p in method.online.parameters()]
+
+    method.zero_grad()
+    with torch.no_grad():
+        prepared = method.prepare_step(parts, progress)
+    for part in parts:
+        torch.manual_seed(99)
+        loss = method.training_step(part, progress, prepared).loss
+        torch.testing.assert_close(loss, expected)
+        (loss / 2).backward()
+    for ours, theirs in zip((p.grad for p in method.online.parameters()), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    method.after_step(progress)
+    assert method.queue.in_order()[1].tolist()[-8:] == list(range(4, 12))
