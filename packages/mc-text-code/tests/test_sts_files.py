@@ -39,7 +39,7 @@ def sick(root: Path, split="test_annotated") -> Path:
         root / "SICK" / f"SICK_{split}.txt",
         "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
         "1\tA group of kids is playing\tKids are playing\t4.5\tENTAILMENT\n"
-        '2\tA "quoted man sings\tNobody sings\t1\tCONTRADICTION\n',
+        '2\t"A man sings\tNobody sings\t1\tCONTRADICTION\n',
     )
 
 
@@ -65,7 +65,7 @@ def test_the_layout_of_senteval(tmp_path):
     assert tasks["STS-B"].splits["dev"].sentence1 == ('He said "no',)
     assert tasks["STS-B"].splits["dev"].dropped == 1
     assert list(tasks["SICK-R"].splits) == ["dev", "test"]
-    assert tasks["SICK-R"].splits["test"].sentence1[1] == 'A "quoted man sings'
+    assert tasks["SICK-R"].splits["test"].sentence1[1] == '"A man sings'
     assert tasks["SICK-R"].scaled(np.array([1, 3, 5])).tolist() == [0.0, 0.5, 1.0]
     assert tasks["STS12"].scaled(np.array([0, 2.5, 5])).tolist() == [0.0, 0.5, 1.0]
 
