@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mc_core.errors import ConfigError, DataError
 from mc_text_code.data.sts import OFFICIAL, StsPairs, StsTask, open_sts
 from mc_text_code.evaluation import (
     CachedEncoder,
+    StsEvaluator,
     difference_in_sts,
     evaluate_length_bias,
     evaluate_sentences,
@@ -197,6 +199,16 @@ def test_bad_encoders_and_tasks_are_refused():
     with pytest.raises(DataError, match="none of m has a split 'dev'"):
         evaluate_sts(hashed(), tasks, split="dev")
     assert list(evaluate_sts(hashed(), tasks | task("n", random_pairs(5), split="dev"), split="dev").scores) == ["n"]
+
+
+def test_an_evaluator_for_runs_scores_the_method_s_encoder():
+    tasks = task("m", random_pairs(40), split="dev") | task("n", random_pairs(40))
+    method = SimpleNamespace(encoder=SimpleNamespace(encode=hashed()))
+    expected = evaluate_sts(hashed(), tasks, split="dev").columns()
+    assert StsEvaluator(tasks)(method) == expected
+    assert list(expected) == ["m", "average of these 1"]
+    with pytest.raises(DataError, match="none of n has a split 'dev'"):
+        StsEvaluator({"n": tasks["n"]})
 
 
 def test_vectors_of_length_one_and_cosines():

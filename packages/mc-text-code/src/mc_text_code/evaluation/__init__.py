@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         rewrite_queries,
     )
     from mc_text_code.evaluation.spread import sentence_spread
-    from mc_text_code.evaluation.sts import StsResult, StsScore, difference_in_sts, evaluate_sts
+    from mc_text_code.evaluation.sts import StsEvaluator, StsResult, StsScore, difference_in_sts, evaluate_sts
     from mc_text_code.evaluation.summary import SentenceReport, evaluate_sentences
     from mc_text_code.evaluation.vectors import CachedEncoder, Encode
 
@@ -37,6 +37,7 @@ __all__ = [
     "Queries",
     "Retrieval",
     "SentenceReport",
+    "StsEvaluator",
     "StsResult",
     "StsScore",
     "bm25_scores",
@@ -75,7 +76,7 @@ __getattr__, __dir__ = attach(
             "rewrite_queries",
         ],
         "spread": ["sentence_spread"],
-        "sts": ["StsResult", "StsScore", "difference_in_sts", "evaluate_sts"],
+        "sts": ["StsEvaluator", "StsResult", "StsScore", "difference_in_sts", "evaluate_sts"],
         "summary": ["SentenceReport", "evaluate_sentences"],
         "vectors": ["CachedEncoder", "Encode"],
     },

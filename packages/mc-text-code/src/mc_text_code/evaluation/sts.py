@@ -185,6 +185,25 @@ def difference_in_sts(
     return found
 
 
+class StsEvaluator:
+    """Scores of an encoder while it is trained, for ``evaluators`` of :func:`mc_core.fit`: logged as ``eval/sts/<task>``.
+
+    Args:
+        tasks: from :func:`mc_text_code.data.sts.open_sts`.
+        split: ``dev`` is what checkpoints may be chosen by.
+    """
+
+    name = "sts"
+
+    def __init__(self, tasks: Mapping[str, StsTask], *, split: str | None = "dev") -> None:
+        selected(tasks, split)  # what is not there is missed now, not in the middle of a run
+        self.tasks, self.split = tasks, split
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """Task → score."""
+        return evaluate_sts(method.encoder.encode, self.tasks, split=self.split).columns()
+
+
 def selected(tasks: Mapping[str, StsTask], split: str | None = None) -> dict[str, tuple[str, StsPairs]]:
     """Task → name of the split and its pairs; with ``split``, of the tasks that have it.
 
