@@ -315,6 +315,34 @@ def text_claims(
 
 
 @app.command
+def code_source(*, repeats: int = 5, megabytes: float = 6.0) -> None:
+    """Source code into tokens and units, beside tree-sitter's parser alone.
+
+    Args:
+        repeats: Rounds.
+        megabytes: Of source code in each round.
+    """
+    from mc_benchmarks.code_source import run_code_source
+
+    run_code_source(repeats=repeats, megabytes=megabytes)
+
+
+@app.command
+def code_lexical(*folders: Path, pairs: int = 5_000, seed: int = 0, processes: int = 0) -> None:
+    """Functions found by their documentation with BM25 alone, in the standard library and in folders of source code.
+
+    Args:
+        folders: Of source code, such as a virtual environment.
+        pairs: Drawn from each.
+        seed: Of the draw.
+        processes: That parse; 0 for all.
+    """
+    from mc_benchmarks.code_source import run_code_lexical
+
+    run_code_lexical(folders=folders, pairs=pairs, seed=seed, processes=processes)
+
+
+@app.command
 def tables(*files: Path, check: bool = False) -> None:
     """Write the tables of README files from the saved results, between their ``<!-- benchmark: NAME -->`` marks.
 
