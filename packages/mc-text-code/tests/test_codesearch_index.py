@@ -109,6 +109,13 @@ def test_tests_and_prose_come_after_the_code(project):
     assert all("test" not in hit.signals and "prose" not in hit.signals for hit in answer)
 
 
+def test_only_what_is_short_and_undocumented_is_trivial(project):
+    with CodeIndex.open(project) as index:
+        index.refresh()
+        found = index._store.rows_of("SELECT qualified_name FROM chunks WHERE trivial ORDER BY 1")
+        assert [name for (name,) in found] == ["Cart.__init__", "Cart.remove_item", "trivial"]
+
+
 def test_filters(project):
     with CodeIndex.open(project) as index:
         assert {hit.language for hit in index.search("sales items", languages=["JavaScript", "go"])} == {"javascript"}

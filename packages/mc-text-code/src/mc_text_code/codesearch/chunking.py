@@ -161,7 +161,8 @@ def _row(unit: Unit, config: IndexConfig) -> ChunkRow:
     code = code_text(unit.kind, unit.qualified_name, unit.code, config)
     documented = config.documentation and unit.kind != "window" and unit.part == 0
     documentation = documentation_text(unit.qualified_name, unit.docstring) if documented else None
-    trivial = unit.kind in ("function", "method") and len(unit.code.split("\n", _TRIVIAL_LINES)) <= _TRIVIAL_LINES
+    short = len(unit.code.split("\n", _TRIVIAL_LINES)) <= _TRIVIAL_LINES
+    trivial = short and not unit.docstring and unit.kind in ("function", "method")
     return ChunkRow(
         unit.kind,
         _storable(unit.name),

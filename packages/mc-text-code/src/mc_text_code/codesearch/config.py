@@ -69,7 +69,7 @@ class RankingConfig(StrictModel):
     generated_factor: float = Field(default=0.5, gt=0)
     """For files that look generated."""
     trivial_factor: float = Field(default=0.9, gt=0)
-    """For functions of one line."""
+    """For functions of one line that nobody documented."""
     prose_factor: float = Field(default=0.8, gt=0)
     """For text that is no code, such as Markdown."""
     per_file: int = Field(default=2, ge=0)

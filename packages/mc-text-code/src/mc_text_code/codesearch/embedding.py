@@ -15,8 +15,6 @@ from mc_text_code.codesearch.refresh import Progress
 from mc_text_code.codesearch.store import Store, chunk_id
 from mc_text_code.codesearch.vectors import Model, Vectors
 
-_GROUP_CHUNKS = 1024
-
 
 class CodeEncoder(Protocol):
     """What embeds queries and code into one space."""
@@ -117,7 +115,7 @@ class _Run:
         pending = self.store.rows_of(
             "SELECT id, digest, chunks FROM files WHERE embedded < chunks ORDER BY mtime_ns < 0 DESC, mtime_ns DESC, path"
         )
-        for group in _groups(pending):
+        for group in _groups(pending, max(1, self.batch_size // 2)):  # a chunk has up to two texts
             if stop():
                 return
             self._group(group, stop)
@@ -180,7 +178,7 @@ class _Run:
             else:
                 documentations[digest] = documentation_text(name, docstring)
         parts = [
-            _checked(encode(list(texts.values())), len(texts), self.encoder)
+            checked(encode(list(texts.values())), len(texts), self.encoder)
             for encode, texts in (
                 (self.encoder.encode_code, codes),
                 (self.encoder.encode_queries, documentations),
@@ -205,21 +203,26 @@ class _Run:
         )
 
 
-def _groups(pending: list[tuple[int, bytes, int]]) -> Iterator[list[tuple[int, bytes]]]:
-    """Files in turn, as many as have a fair number of chunks together."""
+def _groups(pending: list[tuple[int, bytes, int]], size: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Files in turn, as many as have so many chunks together."""
     group: list[tuple[int, bytes]] = []
     chunks = 0
     for number, digest, count in pending:
         group.append((number, digest))
         chunks += count
-        if chunks >= _GROUP_CHUNKS:
+        if chunks >= size:
             yield group
             group, chunks = [], 0
     if group:
         yield group
 
 
-def _checked(vectors: object, count: int, encoder: CodeEncoder) -> np.ndarray:
+def checked(vectors: object, count: int, encoder: CodeEncoder) -> np.ndarray:
+    """Vectors as (N, D) float32.
+
+    Raises:
+        RunError: they are none.
+    """
     made = np.asarray(vectors, dtype=np.float32)
     if made.ndim != 2 or len(made) != count or not made.shape[1]:
         raise RunError(

@@ -30,7 +30,7 @@ from mc_text_code.codesearch.answer import Answer, Hit
 from mc_text_code.codesearch.arms import Arms, check_request, files_taken
 from mc_text_code.codesearch.config import IndexConfig, Mode, RankingConfig
 from mc_text_code.codesearch.database import FOLDER, DamagedIndexError, ReplacedIndexError
-from mc_text_code.codesearch.embedding import CodeEncoder, Embedding, embed_missing
+from mc_text_code.codesearch.embedding import CodeEncoder, Embedding, checked, embed_missing
 from mc_text_code.codesearch.places import index_folder
 from mc_text_code.codesearch.refresh import LOCK_SECONDS, Progress, Refresh, refresh
 from mc_text_code.codesearch.showing import unit_at
@@ -250,11 +250,15 @@ class CodeIndex:
         notes: tuple[str, ...] = self.refresh().notes if refresh else ()
         start = time.perf_counter()
         loaded = self._load()
-        vector = None if mode == "lexical" or loaded.matrix is None else self._query_vector(text)
-        arms = Arms(self._store, loaded.snapshot, loaded.matrix, vector, self.ranking)
+        matrix = None if mode == "lexical" else loaded.matrix
+        vector = None if matrix is None else self._query_vector(text)
+        if matrix is not None and vector is not None and len(vector) != matrix.model.dim:
+            notes = (*notes, f"the encoder's query has {len(vector)} numbers, the index's vectors {matrix.model.dim}")
+            matrix = None
+        arms = Arms(self._store, loaded.snapshot, matrix, vector, self.ranking)
         answer = arms.answer(text, k, mode, files_taken(loaded.snapshot, languages, paths), root=self.root)
         if mode != "lexical" and self.encoder is not None:
-            answer = replace(answer, coverage=0.0 if loaded.matrix is None else loaded.snapshot.coverage)
+            answer = replace(answer, coverage=0.0 if matrix is None else loaded.snapshot.coverage)
         if not loaded.snapshot.paths:
             notes = (*notes, f"{self.root} has no source files that could be searched")
         elif self._store.meta().get("complete") != "1":
@@ -294,7 +298,8 @@ class CodeIndex:
         if text in self._queries:
             self._queries.move_to_end(text)
             return self._queries[text]
-        vector = np.asarray(self._encoder().encode_queries([text]), dtype=np.float32)[0]
+        encoder = self._encoder()
+        vector = checked(encoder.encode_queries([text]), 1, encoder)[0]
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
         self._queries[text] = vector
         if len(self._queries) > _REMEMBERED:

@@ -55,7 +55,7 @@ class Candidate:
         line: where it begins.
         part: of a unit that was split, from 0.
         parts: how many it was split into.
-        trivial: a function of one line.
+        trivial: a function of one line without documentation.
     """
 
     number: int
