@@ -7,7 +7,7 @@ every digit of a file is in some unit.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -183,6 +183,7 @@ def _units(
 def _edits(found: Found, lines: SourceLines, comments: Sequence[tuple[int, int]], *, shorten: bool) -> list[Edit]:
     """What is left out of a definition's code, or shortened there."""
     edits: list[Edit] = []
+    comment_edits: list[Edit] = []
     if found.docstring_span is not None:
         edits.append((*lines.whole(*found.docstring_span), b""))
     if shorten:
@@ -191,14 +192,13 @@ def _edits(found: Found, lines: SourceLines, comments: Sequence[tuple[int, int]]
             if len(head) > _SIGNATURE:
                 head = lines.indent(inner.code_start).encode() + _signature(inner, lines).encode()
             edits.append((inner.start, inner.end, head))
-    covered = [(a, b) for a, b, _ in edits]
-    first = bisect_right(comments, (found.code_start, 0))
-    for a, b in comments[first:]:
-        if a >= found.end:
-            break
-        if not any(c <= a and b <= d for c, d in covered):
-            edits.append((*lines.whole(a, b), b""))
-    return sorted(edits)
+    edits.sort()
+    starts = [a for a, _, _ in edits]
+    for a, b in comments[bisect_left(comments, (found.code_start, 0)) : bisect_left(comments, (found.end, 0))]:
+        before = bisect_right(starts, a) - 1
+        if before < 0 or edits[before][1] < b:  # not inside what is left out anyway
+            comment_edits.append((*lines.whole(a, b), b""))
+    return sorted(edits + comment_edits)
 
 
 def _edited(source: bytes, start: int, end: int, edits: Sequence[Edit]) -> bytes:
