@@ -9,6 +9,7 @@ from cyclopts import App
 
 from mc_core.cli import call_app
 from mc_text_code import __version__
+from mc_text_code_app.code import code
 from mc_text_code_app.sentences import sentences
 
 app = App(
@@ -18,6 +19,7 @@ app = App(
     help_format="plaintext",  # importing what renders Markdown takes a fifth of a second
 )
 app.command(sentences)
+app.command(code)
 
 
 def run(arguments: Sequence[str]) -> Any:

@@ -91,7 +91,9 @@ def build_page(encoder: AnyEncoder, sentences: Sentences, *, title: str) -> Any:
         )
 
     with gr.Blocks(title=f"mc-text-code: {title}", analytics_enabled=False) as page:
-        gr.Markdown(f"# {title}\n{len(texts):,} sentences of {Path(sentences.source).name}, {encoder.num_features} numbers each")
+        gr.Markdown(
+            f"# {title}\n{len(texts):,} sentences of {Path(sentences.source).name}, {encoder.num_features} numbers each"
+        )
         with gr.Tab("Search"):
             with gr.Row():
                 query = gr.Textbox(label="What are you looking for?", elem_id="query", scale=5)

@@ -1,0 +1,156 @@
+"""The verbs of ``mc-text-code code``. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+code = App(
+    name="code",
+    help="Search in source code, locally: by words at once, by meaning where a model is named.",
+    help_format="plaintext",
+)
+
+_Json = Annotated[bool, Parameter(name="--json", negative=())]
+_Flag = Annotated[bool, Parameter(negative=())]
+_Device = Literal["auto", "cpu", "cuda"]
+_Many = Annotated[tuple[str, ...], Parameter(negative=())]
+
+
+@code.command
+def search(
+    query: str,
+    path: Path = Path("."),
+    /,
+    *,
+    k: Annotated[int, Parameter(name=("-k", "--top"))] = 10,
+    mode: Literal["hybrid", "dense", "lexical"] = "hybrid",
+    lang: _Many = (),
+    within: Annotated[tuple[str, ...], Parameter(name="--path", negative=())] = (),
+    model: Path | None = None,
+    index: Path | None = None,
+    device: _Device = "auto",
+    full: _Flag = False,
+    vimgrep: _Flag = False,
+    json: _Json = False,
+) -> None:
+    """Find the functions that a query describes. The index is made and brought up to date by itself.
+
+    Exit code 1 when nothing is found.
+
+    Args:
+        query: A description in words, or a name.
+        path: Folder to search.
+        k: How many.
+        mode: hybrid: words and, with --model, meaning; dense or lexical: one of them.
+        lang: Only files of this language; may be given several times.
+        within: Only files that fit this pattern, as in .gitignore (src/, *_test.go); may be given several times.
+        model: For meaning: any SentenceTransformer folder or run, or a static table. What has no vector yet is embedded first.
+        index: Folder of the index. Default: .mc-code in the folder searched.
+        device: Where to compute.
+        full: Show whole functions instead of their first lines.
+        vimgrep: file:line:column:text, for editors.
+        json: Print one JSON object.
+    """
+    from mc_text_code_app.code_search import run_search
+
+    run_search(
+        query,
+        path,
+        k=k,
+        mode=mode,
+        languages=lang,
+        paths=within,
+        model=model,
+        index=index,
+        device=device,
+        full=full,
+        vimgrep=vimgrep,
+        as_json=json,
+    )
+
+
+@code.command
+def status(path: Path = Path("."), /, *, index: Path | None = None, json: _Json = False) -> None:
+    """What the index of a folder holds, what was skipped and why, and how much has a vector.
+
+    Args:
+        path: Folder that is searched.
+        index: Folder of the index.
+        json: Print one JSON object instead of a table.
+    """
+    from mc_text_code_app.code_search import run_status
+
+    run_status(path, index=index, as_json=json)
+
+
+@code.command
+def watch(
+    path: Path = Path("."),
+    /,
+    *,
+    model: Path | None = None,
+    index: Path | None = None,
+    device: _Device = "auto",
+    stop: _Flag = False,
+) -> None:
+    """Keep index and model warm until Ctrl-C; `code search` in the same folder then asks this process.
+
+    Args:
+        path: Folder that is searched.
+        model: Any SentenceTransformer folder or run, or a static table.
+        index: Folder of the index.
+        device: Where to compute.
+        stop: End the one that runs.
+    """
+    from mc_text_code_app.code_search import run_watch
+
+    run_watch(path, model=model, index=index, device=device, stop=stop)
+
+
+@code.command
+def serve(
+    path: Path = Path("."),
+    /,
+    *,
+    mcp: _Flag = False,
+    model: Path | None = None,
+    index: Path | None = None,
+    device: _Device = "auto",
+) -> None:
+    """Serve editors and agents over standard input and output by the Model Context Protocol.
+
+    Args:
+        path: Folder that is searched; nothing outside it is shown.
+        mcp: The Model Context Protocol, which is the only one so far.
+        model: Any SentenceTransformer folder or run, or a static table.
+        index: Folder of the index.
+        device: Where to compute.
+    """
+    from mc_text_code_app.code_search import run_serve
+
+    run_serve(path, mcp=mcp, model=model, index=index, device=device)
+
+
+@code.command
+def mine(
+    path: Path | None = None,
+    /,
+    *,
+    stdlib: _Flag = False,
+    out: Path = Path("pairs.jsonl"),
+    json: _Json = False,
+) -> None:
+    """Write pairs of documentation and function, with a count for each reason to leave one out.
+
+    Args:
+        path: Folder with source code.
+        stdlib: The installed Python standard library instead.
+        out: File to write: .jsonl, .jsonl.gz or .parquet.
+        json: Print one JSON object instead of a table.
+    """
+    from mc_text_code_app.code_search import run_mine
+
+    run_mine(path, stdlib=stdlib, out=out, as_json=json)
