@@ -84,7 +84,10 @@ def evaluate_code_lexical(
         DataError: there is no question, or no word in the code.
 
     >>> from mc_text_code.data.code_pairs import CodePair
-    >>> pairs = [CodePair("sum of a list", "def total(xs): ...", name="total"), CodePair("total", "def count(): ...", name="count")]
+    >>> pairs = [
+    ...     CodePair("sum of a list", "def total(xs): ...", name="total"),
+    ...     CodePair("total", "def count(): ...", name="count"),
+    ... ]
     >>> asked = CodeSearchSet.of(pairs)
     >>> evaluate_code_lexical(asked).mrr, evaluate_code_lexical(asked, names_hidden=True).mrr
     (0.5833333333333333, 0.6666666666666666)
