@@ -478,6 +478,22 @@ def test_both_forms_equal_the_official_iteration(epsilon, iterations):
     same(single.double(), official_sinkhorn(scores, epsilon, iterations), 1e-5)
 
 
+@pytest.mark.parametrize(
+    "elements", [1, 30, 84, 10_000]
+)  # 1, 2 and 7 rows in a block, the last one cut short; one block
+@pytest.mark.parametrize("epsilon", [0.02, 0.05])
+def test_blocks_of_any_size_give_the_same_assignments(epsilon, elements, monkeypatch):
+    monkeypatch.setattr(losses, "_SINKHORN_BLOCK_ELEMENTS", elements)
+    stack = torch.stack([cosines(), cosines(seed=1)])
+    expected = torch.stack([official_sinkhorn(scores, epsilon, 3) for scores in stack])
+    same(sinkhorn_assignments(stack, epsilon=epsilon), expected)
+    same(sinkhorn_assignments(stack.float(), epsilon=epsilon).double(), expected, 1e-5)
+    same(sinkhorn_assignments(stack[0].T.contiguous().T, epsilon=epsilon), expected[0])
+    stack[1, -1, -1] = 1.5
+    with pytest.raises(DataError, match=r"1\.5\]"):
+        sinkhorn_assignments(stack, epsilon=epsilon)
+
+
 @pytest.mark.parametrize("epsilon", [0.005, 0.05])
 def test_rows_sum_to_one_and_are_finite_at_any_epsilon(epsilon):
     scores = cosines(64, 300).float()

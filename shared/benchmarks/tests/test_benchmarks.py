@@ -116,7 +116,19 @@ def test_our_sinkhorn_reads_the_matrix_a_third_as_often():
     scores = sinkhorn._scores(512, 3000, "cpu")
     literal = sinkhorn.passes(lambda: [sinkhorn.literal_sinkhorn(crop) for crop in scores], scores.nbytes)
     assert sinkhorn.passes_on_a_gpu(scores.shape, 0.05) <= literal / 3
-    assert sinkhorn.passes(lambda: sinkhorn.sinkhorn_assignments(scores), scores.nbytes) <= literal / 3
+    for epsilon in (0.05, 0.02):
+        ours = sinkhorn.passes(
+            lambda epsilon=epsilon: sinkhorn.sinkhorn_assignments(scores, epsilon=epsilon), scores.nbytes
+        )
+        assert ours <= literal / 3
+
+
+def test_traffic_is_what_a_cache_does_not_hold():
+    small, large = torch.zeros(1 << 10), torch.zeros(1 << 20)
+    with sinkhorn.Traffic(cache=1 << 14) as traffic:
+        small.add_(1.0).mul_(2.0)  # read once, written back once
+        large.add_(1.0).mul_(2.0)  # read and written twice
+    assert traffic.bytes == 2 * small.nbytes + 4 * large.nbytes
 
 
 def test_directions_of_a_claim_are_read_from_the_rows():

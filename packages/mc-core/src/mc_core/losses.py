@@ -472,94 +472,78 @@ def sinkhorn_assignments(
     _check_scores(scores)
     across = distributed and world_size() > 1
     with torch.autocast(scores.device.type, enabled=False):
-        if scores.device.type == "cpu":
-            return _sinkhorn_in_blocks(scores, epsilon, iterations, across)
-        if epsilon >= _SINKHORN_SCALING_EPSILON:
-            return _sinkhorn_scaling(_gibbs_kernel(_widen(scores), epsilon), iterations, across)
-        return _sinkhorn_log(_widen(scores) / epsilon, iterations, across)
+        scores_VBP = _widen(scores).view(-1, *scores.shape[-2:])
+        form = _sinkhorn_scaling if epsilon >= _SINKHORN_SCALING_EPSILON else _sinkhorn_log
+        return form(scores_VBP, epsilon, iterations, across).view(scores.shape)
 
 
-def _gibbs_kernel(scores_BP: Tensor, epsilon: float) -> Tensor:
-    """``exp(S/ε)`` in one kernel; at most e^34 for ε ≥ 0.03."""
-    return torch.pow(math.exp(1.0 / epsilon), scores_BP)
+def _row_blocks(scores_VBP: Tensor) -> list[tuple[int, slice]]:
+    """(crop, rows) of every block: what stays in a CPU's cache from one operator to the next; elsewhere, whole crops."""
+    crops, samples, prototypes = scores_VBP.shape
+    rows = max(1, _SINKHORN_BLOCK_ELEMENTS // prototypes) if scores_VBP.device.type == "cpu" else samples
+    return [(crop, slice(start, start + rows)) for crop in range(crops) for start in range(0, samples, rows)]
 
 
-def _sinkhorn_scaling(kernel_BP: Tensor, iterations: int, across: bool) -> Tensor:
-    """Overwrites its argument. The marginals' constants 1/P and 1/B cancel in the rows, so they are left out."""
-    sample_B1, prototype_1P = torch.ones_like(kernel_BP[..., :1]), torch.ones_like(kernel_BP[..., :1, :])
-    for _ in range(iterations):
-        mass_1P = sample_B1.mT @ kernel_BP
-        prototype_1P = (all_reduce_sum(mass_1P) if across else mass_1P).reciprocal()
-        sample_B1 = (kernel_BP @ prototype_1P.mT).reciprocal()
-    return kernel_BP.mul_(sample_B1).mul_(prototype_1P)
+def _sinkhorn_scaling(scores_VBP: Tensor, epsilon: float, iterations: int, across: bool) -> Tensor:
+    """Of ``exp(S/ε)``, up to a constant, which the iterations cancel."""
+    kernel_VBP, mass_VP = torch.empty_like(scores_VBP), torch.zeros_like(scores_VBP[:, 0])
+    for crop, rows in _row_blocks(scores_VBP):
+        scores_BP, kernel_BP = scores_VBP[crop, rows], kernel_VBP[crop, rows]
+        _check_cosines(scores_BP)
+        if scores_BP.device.type == "cpu":  # here an exponential costs less than a power does
+            torch.add(scores_BP.new_tensor(-1.0 / epsilon), scores_BP, alpha=1.0 / epsilon, out=kernel_BP).exp_()
+        else:
+            torch.pow(math.exp(1.0 / epsilon), scores_BP, out=kernel_BP)  # one kernel; at most e^34 for ε ≥ 0.03
+        mass_VP[crop].addmv_(kernel_BP.mT, torch.ones_like(kernel_BP[:, 0]))
+    return _balance(kernel_VBP, mass_VP, iterations, across)
 
 
-def _sinkhorn_log(log_kernel_BP: Tensor, iterations: int, across: bool) -> Tensor:
-    """Overwrites its argument. The first iteration in the log domain; the others scale what it leaves.
+def _sinkhorn_log(scores_VBP: Tensor, epsilon: float, iterations: int, across: bool) -> Tensor:
+    """The first iteration in the log domain; the others scale what it leaves.
 
     Nothing underflows then: each column, summing to 1, had an entry of at least 1/B, and no row of P such entries is divided
     by more than P.
     """
-    peak_1P = log_kernel_BP.amax(-2, keepdim=True)
+    blocks = _row_blocks(scores_VBP)
+    peak_VP = torch.full_like(scores_VBP[:, 0], -torch.inf)
+    for crop, rows in blocks:
+        _check_cosines(scores_VBP[crop, rows])
+        peak_VP[crop] = peak_VP[crop].maximum(scores_VBP[crop, rows].amax(0))
     if across:
-        dist.all_reduce(peak_1P, op=dist.ReduceOp.MAX)
-    log_kernel_BP.sub_(peak_1P)
-    mass_1P = log_kernel_BP.exp().sum(-2, keepdim=True)
-    mass_1P = all_reduce_sum(mass_1P) if across else mass_1P
-    kernel_BP = log_kernel_BP.sub_(mass_1P.log_()).softmax(-1)
-    return _sinkhorn_scaling(kernel_BP, iterations - 1, across) if iterations > 1 else kernel_BP
+        dist.all_reduce(peak_VP, op=dist.ReduceOp.MAX)
+
+    def log_kernel(crop: int, rows: slice) -> Tensor:
+        return (scores_VBP[crop, rows] - peak_VP[crop]).div_(epsilon)
+
+    mass_VP = torch.zeros_like(peak_VP)
+    for crop, rows in blocks:
+        # log-sum-exp, but for subnormal terms, which are slow on a CPU and nothing beside the 1 of the peak
+        mass_VP[crop] += log_kernel(crop, rows).clamp_(min=-80.0).exp_().sum(0)
+    log_mass_VP = (all_reduce_sum(mass_VP) if across else mass_VP).log()
+    kernel_VBP, mass_VP = torch.empty_like(scores_VBP), torch.zeros_like(peak_VP)
+    for crop, rows in blocks:
+        kernel_BP = torch.softmax(log_kernel(crop, rows).sub_(log_mass_VP[crop]), -1, out=kernel_VBP[crop, rows])
+        mass_VP[crop].addmv_(kernel_BP.mT, torch.ones_like(kernel_BP[:, 0]))
+    return _balance(kernel_VBP, mass_VP, iterations - 1, across)
 
 
-def _sinkhorn_in_blocks(scores: Tensor, epsilon: float, iterations: int, across: bool) -> Tensor:
-    """The two forms above, some rows at a time: once a block is in cache, it gives its rows' sums and its share of the next
-    iteration's column sums."""
-    kernel = torch.empty_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))
-    scores_VBP, kernel_VBP = (x if x.ndim == 3 else x[None] for x in (scores, kernel))
-    problems, samples, prototypes = kernel_VBP.shape
-    rows = max(1, _SINKHORN_BLOCK_ELEMENTS // prototypes)
-    blocks = [
-        (v, scores_VBP[v, first : first + rows], kernel_VBP[v, first : first + rows])
-        for v in range(problems)
-        for first in range(0, samples, rows)
-    ]
-    mass_VP = kernel.new_zeros(problems, prototypes)
-    ones_R = kernel.new_ones(min(rows, samples))
+def _balance(kernel_VBP: Tensor, mass_VP: Tensor, iterations: int, across: bool) -> Tensor:
+    """Scale columns, then rows, of a kernel whose column sums are known; overwrites it.
 
-    def taken_mass() -> Tensor:
-        taken_VP = all_reduce_sum(mass_VP) if across else mass_VP.clone()
-        mass_VP.zero_()
-        return taken_VP
-
-    def scaled(offset: Tensor, scores_RP: Tensor, kernel_RP: Tensor) -> Tensor:
-        return torch.add(offset, scores_RP.to(kernel.dtype), alpha=1.0 / epsilon, out=kernel_RP)
-
-    if epsilon >= _SINKHORN_SCALING_EPSILON:
-        highest = kernel.new_tensor(-1.0 / epsilon)
-        for v, scores_RP, kernel_RP in blocks:
-            scaled(highest, scores_RP, kernel_RP).exp_()
-            mass_VP[v].addmv_(kernel_RP.mT, ones_R[: len(kernel_RP)])
-    else:
-        iterations -= 1
-        peak_VP = scores_VBP.amax(1).to(kernel.dtype) * (1.0 / epsilon)
-        if across:
-            dist.all_reduce(peak_VP, op=dist.ReduceOp.MAX)
-        for v, scores_RP, kernel_RP in blocks:
-            # subnormal terms of the sum are slow here, and nothing beside the 1 of the peak
-            terms_RP = scaled(-peak_VP[v], scores_RP, kernel_RP).clamp(min=-80.0).exp_()
-            mass_VP[v].addmv_(terms_RP.mT, ones_R[: len(terms_RP)])
-        log_mass_VP = taken_mass().log_()
-        for v, _, kernel_RP in blocks:
-            kernel_RP.copy_(kernel_RP.sub_(log_mass_VP[v]).softmax(-1))
-            mass_VP[v].addmv_(kernel_RP.mT, ones_R[: len(kernel_RP)])
+    A block is read once in an iteration: for its rows' scales and for its share of the next column sums, while it is in cache.
+    The marginals' constants 1/P and 1/B cancel in the rows, so they are left out.
+    """
     for left in reversed(range(iterations)):
-        prototype_VP = taken_mass().reciprocal_()
-        for v, _, kernel_RP in blocks:
-            sample_R = (kernel_RP @ prototype_VP[v]).reciprocal_()
+        prototype_VP = (all_reduce_sum(mass_VP) if across else mass_VP).reciprocal()
+        mass_VP = torch.zeros_like(mass_VP)
+        for crop, rows in _row_blocks(kernel_VBP):
+            kernel_BP = kernel_VBP[crop, rows]
+            sample_B = (kernel_BP @ prototype_VP[crop]).reciprocal()
             if left:
-                mass_VP[v].addmv_(kernel_RP.mT, sample_R)
+                mass_VP[crop].addmv_(kernel_BP.mT, sample_B)
             else:
-                kernel_RP.mul_(sample_R[:, None]).mul_(prototype_VP[v])
-    return kernel
+                kernel_BP.mul_(sample_B[:, None]).mul_(prototype_VP[crop])
+    return kernel_VBP
 
 
 def swapped_prediction(
@@ -830,6 +814,9 @@ def _check_scores(scores: Tensor) -> None:
         raise DataError(
             f"scores have shape {tuple(scores.shape)}; give (batch, prototypes), or (crops, batch, prototypes)"
         )
+
+
+def _check_cosines(scores: Tensor) -> None:
     if scores.device.type != "cpu":
         return  # looking at the values would wait for the GPU
     low, high = scores.aminmax()

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mc_benchmarks.contract import Report, Row, environment, median, median_ratio, paired, spread
 from mc_core import losses
+from mc_core.cli import keep_freed_memory
 from mc_core.losses import sinkhorn_assignments
 
 SIZES = (
@@ -99,13 +100,8 @@ def passes(work: Callable[[], object], matrix_bytes: int) -> float:
 def passes_on_a_gpu(shape: torch.Size, epsilon: float) -> float:
     """The same for our form on a GPU, from the operators it calls there, on tensors without storage."""
     scores = torch.empty(shape, device="meta")
-
-    def work() -> Tensor:
-        if epsilon >= losses._SINKHORN_SCALING_EPSILON:
-            return losses._sinkhorn_scaling(losses._gibbs_kernel(scores, epsilon), 3, False)
-        return losses._sinkhorn_log(scores / epsilon, 3, False)
-
-    return passes(work, scores.nbytes)
+    form = losses._sinkhorn_scaling if epsilon >= losses._SINKHORN_SCALING_EPSILON else losses._sinkhorn_log
+    return passes(lambda: form(scores, epsilon, 3, False), scores.nbytes)
 
 
 def _scores(samples: int, prototypes: int, device: str) -> Tensor:
@@ -126,6 +122,7 @@ def _error(found: Tensor, exact: Tensor) -> float | str:
 
 def run_sinkhorn(*, repeats: int = 15, device: str = "cpu") -> Report:
     """Measure, save, show."""
+    keep_freed_memory()
     target = torch.device(device)
     rows = []
     for samples, prototypes, epsilon in SIZES:

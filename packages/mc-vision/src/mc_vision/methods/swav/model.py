@@ -89,7 +89,7 @@ class SwAV(ImageMethod):
     @torch.no_grad()
     def codes(self, scores: Tensor) -> Tensor:
         """(2, B, K) assignments, rows summing to 1, of (2, B, K) scores; balanced with the queues' once these are full."""
-        if scores.device.type == "cpu" and not scores.isfinite().all():
+        if scores.device.type == "cpu" and not scores.sum().isfinite():
             return torch.full_like(scores, math.nan)  # so is the loss then, which the engine reports
         past = [queue.features for queue in self.queues if isinstance(queue, FeatureQueue) and queue.full]
         if len(past) < ASSIGNED:
