@@ -185,8 +185,9 @@ def test_a_query_that_gives_nonsense_is_refused(project):
             index.search("a query")
 
 
-def test_another_model_never_meets_the_vectors_of_the_first(project):
-    first, second = tools.HashingEncoder(64), tools.HashingEncoder(96)
+@pytest.mark.parametrize("second", [tools.HashingEncoder(96), tools.HashingEncoder(64, "another")])
+def test_another_model_never_meets_the_vectors_of_the_first(project, second):
+    first = tools.HashingEncoder(64)
     with ready(project, first):
         pass
     with CodeIndex.open(project, encoder=second) as index:
@@ -196,7 +197,7 @@ def test_another_model_never_meets_the_vectors_of_the_first(project):
         assert (status.model, status.dim) == (first.identity, 64)
         index.embed()
         status = index.status()
-        assert (status.model, status.dim, status.coverage) == (second.identity, 96, 1.0)
+        assert (status.model, status.dim, status.coverage) == (second.identity, second.dim, 1.0)
         assert len(list(index.folder.glob("vectors-*.bin"))) == 1
         assert index.search("sum of the prices").mode == "hybrid"
     with CodeIndex.open(project, encoder=first) as index:
