@@ -208,6 +208,8 @@ def test_batches_of_like_length_hold_every_sentence_once(wordpiece):
     for window in range(4):  # a window holds the sentences that it held before
         before = set(plan.permutation(0)[24 * window : 24 * window + 24].tolist())
         assert set(np.concatenate(batches[3 * window : 3 * window + 3]).tolist()) == before
+    place = np.argsort(plan.permutation(0))
+    assert all((np.diff(place[rows]) > 0).all() for rows in batches[:12]), "within a batch as shuffled, not by length"
     means = [lengths[rows].mean() for rows in batches[:12]]
     assert any(np.diff(means[at : at + 3]).min() < 0 for at in range(0, 12, 3)), "not from short to long"
     later = [b["index"].numpy() for b in step_loader(data, plan, start=14, stop=24, workers=0)]
