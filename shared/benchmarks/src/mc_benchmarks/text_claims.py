@@ -54,6 +54,7 @@ def run_text_claims(
     command += f" --warm-steps {warm_steps}" if warm_steps is not None else ""
     shown = [name for name in rows[BOTH] if name in tasks or name.startswith("average")]
     shown += ["gap", "length leak within", "alignment", "uniformity"]
+    order = [name for name in ORDER if name in rows and (name != START or recipe.warm_start.steps)]
     report = Report(
         benchmark="text_claims",
         command=command,
@@ -68,12 +69,15 @@ def run_text_claims(
         },
         environment=environment(),
         columns=shown,
-        rows=[
-            Row(name=name, values={c: _cell(c, rows[name][c]) for c in shown if c in rows[name]})
-            for name in ORDER
-            if name in rows
-        ],
-        reading=_reading(rows, differences, corpus, tasks, next(c for c in shown if c.startswith("average"))),
+        rows=[Row(name=name, values={c: _cell(c, rows[name][c]) for c in shown if c in rows[name]}) for name in order],
+        reading=_reading(
+            rows,
+            differences,
+            corpus,
+            tasks,
+            next(c for c in shown if c.startswith("average")),
+            recipe.warm_start.steps,
+        ),
     )
     report.save()
     report.show()
@@ -106,6 +110,7 @@ def _reading(
     corpus: Sentences,
     tasks: Mapping[str, Any],
     average: str,
+    warm_steps: int,
 ) -> str:
     parts = [
         f"{name.removeprefix('SimCSE + ')} {differences[name][average]:+.1f}".replace(" ± +", " ± ")
@@ -114,11 +119,15 @@ def _reading(
     above = [task for task in tasks if rows[BOTH][task].mean > rows[UNTRAINED][task].mean]
     below: Sequence[str] = [task for task in tasks if task not in above]
     return (
-        f"Trained from random weights on {len(corpus):,} sentences, warm start included. Against SimCSE of the same seed, "
+        f"Trained from random weights on {len(corpus):,} sentences, "
+        + (f"{warm_steps:,} masked-language-model steps first" if warm_steps else "without a warm start")
+        + ". Against SimCSE of the same seed, "
         f"{average}: "
         + ", ".join(parts)
         + f". ESimCSE is above its random initialisation on {len(above)} of {len(tasks)} tasks"
         + (f" (not {', '.join(below)})" if below else "")
-        + ". The sets are those at hand, not the official seven test sets. Gap and leak: length bias, 0 is none. The paper's gains "
+        + ". The sets are those at hand, not the official seven test sets. Gap and leak: length bias, 0 is none"
+        + ("" if warm_steps else "; without a warm start they say nothing for or against repetition")
+        + ". The paper's gains "
         "are those of pretrained encoders with the best of many checkpoints chosen on STS-B dev; nothing was chosen here."
     )
