@@ -94,7 +94,7 @@ def test_other_languages_and_windows(project):
         assert symbols(index.search("drawChart", 1)) == ["drawChart"]
         rust = index.search("bubble sort numbers", 1)
         assert (rust[0].kind, rust[0].language) == ("window", "rust")
-        assert any("no grammar" in note and "rust 1" in note for note in rust.notes)
+        assert any("without a grammar" in note and "rust 1" in note for note in rust.notes)
         assert not any("markdown" in note for note in rust.notes)
 
 

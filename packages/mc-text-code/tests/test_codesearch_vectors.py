@@ -193,6 +193,7 @@ def test_another_model_never_meets_the_vectors_of_the_first(project, second):
     with CodeIndex.open(project, encoder=second) as index:
         answer = index.search("sum of the prices")
         assert (answer.mode, answer.coverage) == ("lexical", 0.0)
+        assert any("another model's" in note for note in answer.notes)
         status = index.status()
         assert (status.model, status.dim) == (first.identity, 64)
         index.embed()

@@ -109,6 +109,36 @@ def test_only_its_user_may_ask(daemon):
     assert stat.S_IMODE(daemon.path.stat().st_mode) == 0o600
 
 
+def test_the_encoder_is_never_asked_by_two_threads_at_once(project):
+    inside, most = [], []
+
+    class Watched(tools.HashingEncoder):
+        def _encode(self, texts):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.002)
+            result = super()._encode(texts)
+            inside.pop()
+            return result
+
+    encoder = Watched()
+    tools.write_project(project, tools.many_files(40))
+    running = Daemon(lambda: CodeIndex.open(project, encoder=encoder), interval=0.01)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    for number in range(20):
+        ask_search(running.folder, f"read the file {number}")
+    running.stop()
+    thread.join(30)
+    assert max(most) == 1
+
+
+def test_a_socket_of_somebody_else_is_not_asked(daemon, monkeypatch):
+    assert ask(daemon.folder, {"verb": "status"}) is not None
+    monkeypatch.setattr("mc_text_code.codesearch.watch.os.getuid", lambda: 12345)
+    assert ask(daemon.folder, {"verb": "status"}) is None
+
+
 def test_a_second_daemon_is_refused(daemon, project):
     with pytest.raises(ConfigError, match="already"):
         Daemon(lambda: CodeIndex.open(project))

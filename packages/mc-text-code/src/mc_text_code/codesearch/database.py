@@ -127,6 +127,7 @@ class Database:
 
     def _prepare(self, path: Path) -> None:
         run = self.connection.execute
+        run("PRAGMA trusted_schema=OFF")  # the file may have come with somebody else's repository
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=NORMAL")
         self._inode = os.stat(path).st_ino

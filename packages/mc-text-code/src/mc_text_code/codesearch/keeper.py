@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from mc_core.errors import McError
+from mc_text_code.codesearch.embedding import CodeEncoder
 from mc_text_code.codesearch.query import CodeIndex
 
 _log = logging.getLogger("mc_core")
@@ -60,3 +64,43 @@ class Keeper(threading.Thread):
         """End it, after the batch it is at."""
         self._ending.set()
         self.join(timeout=60)
+
+
+class OneAtATime:
+    """An encoder that two threads use: few tokenizers bear being asked by both at once.
+
+    Args:
+        encoder: the encoder.
+    """
+
+    def __init__(self, encoder: CodeEncoder) -> None:
+        self._encoder = encoder
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> str:
+        """That of the encoder."""
+        return self._encoder.identity
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """As the encoder does."""
+        with self._lock:
+            return self._encoder.encode_queries(texts)
+
+    def encode_code(self, texts: Sequence[str]) -> np.ndarray:
+        """As the encoder does."""
+        with self._lock:
+            return self._encoder.encode_code(texts)
+
+
+def open_kept(open_index: Callable[[], CodeIndex], interval: float) -> tuple[CodeIndex, Keeper]:
+    """An index that answers, and the thread, not started yet, that keeps it up to date through another one.
+
+    Args:
+        open_index: opens it, with its encoder; called twice. The encoder of the first is used by both.
+        interval: seconds between two looks.
+    """
+    index, kept = open_index(), open_index()
+    if index.encoder is not None:
+        index.encoder = kept.encoder = OneAtATime(index.encoder)
+    return index, Keeper(kept, interval)

@@ -259,6 +259,8 @@ class CodeIndex:
         answer = arms.answer(text, k, mode, files_taken(loaded.snapshot, languages, paths), root=self.root)
         if mode != "lexical" and self.encoder is not None:
             answer = replace(answer, coverage=0.0 if matrix is None else loaded.snapshot.coverage)
+            if loaded.model is not None and loaded.model.identity != self.encoder.identity:
+                notes = (*notes, "the vectors of the index are another model's, and are replaced when it is embedded")
         if not loaded.snapshot.paths:
             notes = (*notes, f"{self.root} has no source files that could be searched")
         elif self._store.meta().get("complete") != "1":

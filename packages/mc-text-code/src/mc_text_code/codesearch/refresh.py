@@ -237,7 +237,7 @@ def _notes(store: Store, listing: SourceListing, windows: dict[str, int], rebuil
         yield "another process is writing the index; the answer is of what it holds so far"
     if windows:
         shown = ", ".join(f"{name} {count:,}" for name, count in windows.items())
-        yield f"no grammar, searched in windows of {store.config.window_lines} lines: {shown} files"
+        yield f"files without a grammar are searched in windows of {store.config.window_lines} lines: {shown}"
     for note, count, example in store.rows_of(
         "SELECT note, count(*), min(path) FROM files WHERE note != '' GROUP BY note ORDER BY note"
     ):

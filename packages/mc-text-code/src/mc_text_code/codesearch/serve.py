@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from mc_core.errors import DataError, McError, closest
 from mc_core.optional import require
 from mc_text_code.codesearch.answer import Hit
-from mc_text_code.codesearch.keeper import Keeper
+from mc_text_code.codesearch.keeper import open_kept
 from mc_text_code.codesearch.query import CodeIndex
 
 EXTRA = "mc-text-code[mcp]"
@@ -79,9 +79,11 @@ def build_server(open_index: Callable[[], CodeIndex], *, interval: float | None 
     """
     module = require("mcp.server.mcpserver", extra=EXTRA, purpose="serve the Model Context Protocol")
     errors = require("mcp.server.mcpserver.exceptions", extra=EXTRA, purpose="serve the Model Context Protocol")
-    index = open_index()
-    if interval is not None:
-        Keeper(open_index(), interval).start()
+    if interval is None:
+        index = open_index()
+    else:
+        index, keeper = open_kept(open_index, interval)
+        keeper.start()
     server = module.MCPServer(name="mc-text-code", instructions=_INSTRUCTIONS, log_level="WARNING")
 
     def told(work: Callable[[], Any]) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 from mc_core.errors import ConfigError, McError, RunError
 from mc_text_code.codesearch.answer import Answer
 from mc_text_code.codesearch.config import Mode
-from mc_text_code.codesearch.keeper import Keeper
+from mc_text_code.codesearch.keeper import open_kept
 from mc_text_code.codesearch.locks import FileLock
 from mc_text_code.codesearch.places import socket_path
 from mc_text_code.codesearch.query import CodeIndex
@@ -48,13 +48,13 @@ class Daemon:
     """
 
     def __init__(self, open_index: Callable[[], CodeIndex], *, interval: float = INTERVAL) -> None:
-        self.index = open_index()
+        self.index, self._keeper = open_kept(open_index, interval)
         self.folder = self.index.folder
         self._lock = FileLock(self.folder / LOCK)
         if not self._lock.acquire():
             self.index.close()
+            self._keeper.index.close()
             raise ConfigError(f"a daemon serves {self.folder} already; end that one first")
-        self._keeper = Keeper(open_index(), interval)
         self._stop = threading.Event()
         self.path = socket_path(self.folder)
         try:
@@ -159,7 +159,10 @@ def ask(folder: Path, request: dict[str, Any], *, seconds: float = _ANSWER_SECON
         ConfigError, RunError: what the daemon refused.
     """
     path = socket_path(folder)
-    if not path.exists():
+    try:
+        if path.stat().st_uid != os.getuid():
+            return None  # somebody else's: what it says is not to be relied upon
+    except OSError:
         return None
     end = time.monotonic() + seconds
     try:
