@@ -206,7 +206,8 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(corpus, tiny, tmp_path):
     options += ["--fit.checkpoint-every", "5", "--holdout", "0.2"]
     command = [PROGRAM, "sentences", "pretrain", corpus, *options, "--json"]
     subprocess.run([*command, "--out", tmp_path / "whole"], check=True, capture_output=True)
-    process = subprocess.Popen([*command, "--out", tmp_path / "cut"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, "--out", tmp_path / "cut"], **quiet)
     for _ in range(600):
         if list((tmp_path / "cut" / "checkpoints").glob("*.safetensors")) or process.poll() is not None:
             break

@@ -72,7 +72,9 @@ def test_a_corpus_smaller_than_a_batch(tmp_path, tiny, command):
 def test_a_corpus_too_small_to_hold_anything_out_is_trained_on_all_the_same(tmp_path, tiny, command):
     (tmp_path / "few.txt").write_text("".join(f"sentence number {i} of few\n" for i in range(12)))
     done = command("pretrain", tmp_path / "few.txt", *tiny, "--out", tmp_path / "run", "--json")
-    assert (done.json["metric"], done.json["baselines"], done.json["held_out"]) == ("loss", {}, 2)
+    found = done.json
+    assert (found["metric"], found["baselines"]) == ("loss", {})
+    assert found["held_out"] + found["sentences"] == 12
     assert "too few to measure on" in " ".join(done.err.split())
     assert (tmp_path / "run" / "model" / "modules.json").is_file()
 

@@ -1,4 +1,5 @@
-"""Small source files in six languages with what tends to go wrong: text outside ASCII, escapes, nesting, documentation in odd places."""
+"""Small source files in six languages with what tends to go wrong: text outside ASCII, escapes, nesting,
+documentation in odd places."""
 
 PYTHON = '''#!/usr/bin/env python
 """Module über alles."""
