@@ -192,6 +192,18 @@ def test_a_change_within_the_clock_of_the_file_system_is_seen(project, monkeypat
         assert symbols(index.search("parse_valux", 1)) == ["parse_valux"]
 
 
+def test_numbers_of_files_are_never_used_again(project):
+    with CodeIndex.open(project) as index:
+        index.refresh()
+        last = max(number for (number,) in index._store.rows_of("SELECT id FROM files"))
+        (path,) = index._store.rows_of("SELECT path FROM files WHERE id = ?", (last,))[0]
+        (project / path).unlink()
+        index.refresh()
+        (project / "new.py").write_text("def brand_new(): return 1\n")
+        index.refresh()
+        assert index._store.rows_of("SELECT id FROM files WHERE path = 'new.py'")[0][0] > last
+
+
 def test_in_a_git_repository_ignored_files_and_the_index_itself_stay_out(tmp_path):
     root = tools.write_project(tmp_path / "repo", {**tools.FILES, "build/out.py": "def built(): pass\n"}, git=True)
     (root / ".gitignore").write_text("build/\n")

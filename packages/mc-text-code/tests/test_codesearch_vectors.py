@@ -185,6 +185,26 @@ def test_a_query_that_gives_nonsense_is_refused(project):
             index.search("a query")
 
 
+def test_after_an_edit_what_stayed_the_same_has_its_vectors_at_once(project):
+    encoder = tools.HashingEncoder()
+    with ready(project, encoder) as index:
+        seen = len(encoder.seen)
+        path = project / "shop/cart.py"
+        path.write_text(path.read_text().replace("return json.load(file)", "return json.loads(file.read())"))
+        (project / "server/main.go").rename(project / "server/moved.go")
+        index.refresh()
+        answer = index.search("sum of the prices of all items", 20, mode="dense")
+        assert answer.coverage is not None
+        assert 0.8 < answer.coverage < 1
+        found = {hit.symbol for hit in answer}
+        assert {"Cart.total_price", "HandleRequest"} <= found
+        assert "load_cart" not in found
+        assert len(encoder.seen) == seen + 1  # the query
+        status = index.status()
+        index.embed()
+        assert status.coverage < index.status().coverage == 1.0
+
+
 @pytest.mark.parametrize("second", [tools.HashingEncoder(96), tools.HashingEncoder(64, "another")])
 def test_another_model_never_meets_the_vectors_of_the_first(project, second):
     first = tools.HashingEncoder(64)

@@ -315,6 +315,31 @@ def text_claims(
 
 
 @app.command
+def text_speed(
+    *,
+    data: str | None = None,
+    repeats: int = 9,
+    threads: int = 2,
+    batch: int = 64,
+    steps: int = 45,
+    texts: int = 4096,
+) -> None:
+    """A step of ESimCSE beside one of SimCSE; training and embedding sentences beside sentence-transformers.
+
+    Args:
+        data: Folder with text/. Default: $MC_DATA, and without one the docstrings of the standard library.
+        repeats: Rounds.
+        threads: Of the CPU.
+        batch: Sentences of a step.
+        steps: Of each training run.
+        texts: To embed in each round.
+    """
+    from mc_benchmarks.text_speed import run_text_speed
+
+    run_text_speed(data=data, repeats=repeats, threads=threads, batch=batch, steps=steps, texts=texts)
+
+
+@app.command
 def code_source(*, repeats: int = 5, megabytes: float = 6.0) -> None:
     """Source code into tokens and units, beside tree-sitter's parser alone.
 
@@ -340,6 +365,34 @@ def code_lexical(*folders: Path, pairs: int = 5_000, seed: int = 0, processes: i
     from mc_benchmarks.code_source import run_code_lexical
 
     run_code_lexical(folders=folders, pairs=pairs, seed=seed, processes=processes)
+
+
+@app.command
+def code_search_speed(*, repeats: int = 5, queries: int = 200, processes: int = 0) -> None:
+    """Code search over the standard library: index, refresh, queries warm and from a cold process; bm25s beside it.
+
+    Args:
+        repeats: Of everything but queries.
+        queries: Asked in each mode.
+        processes: That parse; 0 for all.
+    """
+    from mc_benchmarks.code_search_speed import run_code_search_speed
+
+    run_code_search_speed(repeats=repeats, queries=queries, processes=processes)
+
+
+@app.command
+def code_search_signals(*, folder: Path | None = None, queries: int = 1500, seed: int = 0) -> None:
+    """What each signal of the order of results is worth: functions looked up by their documentation and by their names.
+
+    Args:
+        folder: Of source code. Default: the standard library.
+        queries: Of each kind.
+        seed: Of the draw.
+    """
+    from mc_benchmarks.code_search_signals import run_code_search_signals
+
+    run_code_search_signals(folder=folder, queries=queries, seed=seed)
 
 
 @app.command

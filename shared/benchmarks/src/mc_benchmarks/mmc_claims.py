@@ -20,7 +20,8 @@ from mc_core.errors import DataError
 from mc_core.recipes import merge
 from mc_core.samples import digit_scenes
 from mc_vision.data import ArraySource, ImageSource, take
-from mc_vision.data.masks import MaskedImages, MaskedScenes, open_masks
+from mc_vision.data.mask_layouts import open_masks
+from mc_vision.data.masks import MaskedImages, MaskedScenes
 from mc_vision.patch_evaluation import PatchProtocol, evaluate_patches
 from mc_vision.patch_evaluation.evaluate import MEAN_COLOR, POSITION_ONLY, RANDOM_INIT
 from mc_vision.recipe import resolve_recipe

@@ -33,7 +33,7 @@ _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (
-    id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     digest BLOB NOT NULL, language TEXT NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL,
     chunks INTEGER NOT NULL, embedded INTEGER NOT NULL DEFAULT 0
 );
@@ -159,7 +159,9 @@ class Database:
         other_format = found.get("format") != str(FORMAT)
         with self._transaction():
             if other_format:
-                tables = self.connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
+                tables = self.connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+                ).fetchall()
                 for (name,) in tables:
                     self.connection.execute(f'DROP TABLE "{name}"')
                 for statement in _SCHEMA.split(";"):

@@ -104,6 +104,51 @@ def _counted(store: Store, **fields: Any) -> Embedding:
     return Embedding(complete=complete, chunks=chunks, **fields)
 
 
+def place_known(store: Store, files: int) -> None:
+    """Give files that were stored last the vectors that are there for their chunks; nothing is encoded.
+
+    Args:
+        store: the index.
+        files: how many.
+    """
+    vectors = Vectors(store)
+    model = vectors.model()
+    if model is None or not model.dim or not store.embedding.acquire():
+        return
+    try:
+        stored = store.rows_of(
+            "SELECT id, digest FROM files WHERE embedded < chunks ORDER BY id DESC LIMIT ?", (files,)
+        )
+        some = [_read(store, number, digest) for number, digest in stored]
+        digests = {digest for file in some for pair in file.keys for digest in pair if digest is not None}
+        found = vectors.find(list(digests), model)
+        if found:
+            with store.transaction():
+                for file in some:
+                    _place(vectors, file, found)
+    finally:
+        store.embedding.release()
+
+
+def _read(store: Store, number: int, digest: bytes) -> _File:
+    rows = store.rows_of(
+        "SELECT code_digest, documentation_digest FROM chunks WHERE id >= ? AND id < ? ORDER BY id",
+        (chunk_id(number, 0), chunk_id(number + 1, 0)),
+    )
+    return _File(number, digest, rows)
+
+
+def _place(vectors: Vectors, file: _File, found: dict[bytes, int]) -> None:
+    rows = np.full((len(file.keys), 2), -1, np.int32)
+    complete = 0
+    for place, (code, documentation) in enumerate(file.keys):
+        rows[place, 0] = found.get(code, -1)
+        if documentation is not None:
+            rows[place, 1] = found.get(documentation, -1)
+        complete += int(rows[place, 0] >= 0 and (documentation is None or rows[place, 1] >= 0))
+    vectors.place(file.id, file.digest, rows, complete)
+
+
 class _Run:
     def __init__(self, store: Store, vectors: Vectors, encoder: CodeEncoder, batch_size: int) -> None:
         self.store, self.vectors, self.encoder = store, vectors, encoder
@@ -124,7 +169,7 @@ class _Run:
                 progress(now.complete, now.chunks)
 
     def _group(self, group: list[tuple[int, bytes]], stop: Callable[[], bool]) -> None:
-        files = [self._file(number, digest) for number, digest in group]
+        files = [_read(self.store, number, digest) for number, digest in group]
         sources: dict[bytes, tuple[int, int, bool]] = {}
         for file in files:
             for place, (code, documentation) in enumerate(file.keys):
@@ -144,24 +189,7 @@ class _Run:
             found |= self._encode(digests, [sources[digest] for digest in digests])
         with self.store.transaction():
             for file in files:
-                self._place(file, found)
-
-    def _file(self, number: int, digest: bytes) -> _File:
-        rows = self.store.rows_of(
-            "SELECT code_digest, documentation_digest FROM chunks WHERE id >= ? AND id < ? ORDER BY id",
-            (chunk_id(number, 0), chunk_id(number + 1, 0)),
-        )
-        return _File(number, digest, rows)
-
-    def _place(self, file: _File, found: dict[bytes, int]) -> None:
-        rows = np.full((len(file.keys), 2), -1, np.int32)
-        complete = 0
-        for place, (code, documentation) in enumerate(file.keys):
-            rows[place, 0] = found.get(code, -1)
-            if documentation is not None:
-                rows[place, 1] = found.get(documentation, -1)
-            complete += int(rows[place, 0] >= 0 and (documentation is None or rows[place, 1] >= 0))
-        self.vectors.place(file.id, file.digest, rows, complete)
+                _place(self.vectors, file, found)
 
     def _encode(self, digests: list[bytes], sources: list[tuple[int, int, bool]]) -> dict[bytes, int]:
         codes: dict[bytes, str] = {}

@@ -30,7 +30,7 @@ from mc_text_code.codesearch.answer import Answer, Hit
 from mc_text_code.codesearch.arms import Arms, check_request, files_taken
 from mc_text_code.codesearch.config import IndexConfig, Mode, RankingConfig
 from mc_text_code.codesearch.database import FOLDER, DamagedIndexError, ReplacedIndexError
-from mc_text_code.codesearch.embedding import CodeEncoder, Embedding, checked, embed_missing
+from mc_text_code.codesearch.embedding import CodeEncoder, Embedding, checked, embed_missing, place_known
 from mc_text_code.codesearch.places import index_folder
 from mc_text_code.codesearch.refresh import LOCK_SECONDS, Progress, Refresh, refresh
 from mc_text_code.codesearch.showing import unit_at
@@ -39,6 +39,7 @@ from mc_text_code.codesearch.vectors import Matrix, Model, Vectors
 from mc_text_code.source.files import SourceListing, source_files
 
 _REMEMBERED = 256
+_FEW_FILES = 256
 
 Lister = Callable[[], SourceListing]
 _P = ParamSpec("_P")
@@ -194,7 +195,10 @@ class CodeIndex:
     @_mended
     def refresh(self, *, wait: float = LOCK_SECONDS, progress: Progress | None = None) -> Refresh:
         """Bring words and chunks up to date with the files. See :func:`~mc_text_code.codesearch.refresh.refresh`."""
-        return refresh(self._store, self._lister(), processes=self.processes, wait=wait, progress=progress)
+        report = refresh(self._store, self._lister(), processes=self.processes, wait=wait, progress=progress)
+        if 0 < report.added + report.changed <= _FEW_FILES:  # more are for `embed`
+            place_known(self._store, report.added + report.changed)
+        return report
 
     @_mended
     def embed(
