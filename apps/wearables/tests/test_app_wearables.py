@@ -75,7 +75,13 @@ def test_probe_reads_a_table_and_keeps_people_apart(recordings, trained, command
     table = ("--labels", recordings / "labels.csv")
     found = command("probe", run, *table, "--draws", 50, "--json").json
     assert set(found["probes"]["trained"]) == {"age", "sex"}  # a text of many words is no target
-    assert set(found["probes"]) == {"trained", "untrained_encoder", "heart_rate_only", "classical_features"}
+    assert set(found["probes"]) == {
+        "trained",
+        "untrained_encoder",
+        "heart_rate_only",
+        "classical_features",
+        "demographics",
+    }
     age = found["probes"]["trained"]["age"]
     assert age["participants"] == fields["participants"]
     assert age["level"] == "participant"
@@ -83,7 +89,8 @@ def test_probe_reads_a_table_and_keeps_people_apart(recordings, trained, command
     shown = command("probe", run, *table, "--target", "sex", "--draws", 20, "--no-baselines")
     assert shown.code == 0
     assert "1 of 15 participants" in shown.err
-    assert "AUROC per person" in shown.out
+    for metric in ("AUROC", "AUROC up to 10 % false", "AUPRC"):
+        assert f"sex, {metric} per person" in " ".join(shown.out.replace("│", " ").split())
 
 
 def test_evaluate_needs_no_labels(trained, command):

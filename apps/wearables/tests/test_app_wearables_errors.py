@@ -105,7 +105,11 @@ def test_labels_that_do_not_fit(tmp_path, trained, recordings, command):
     refused(command(*probe), r"2 values", r"one row per person")
     table.write_text("participant,age,place\nalice-00,3,a\nalice-01,4,b\nalice-02,5,c\n")
     refused(command(*probe, "--target", "agge"), r"agge", r"age")
-    refused(command(*probe, "--target", "place"), r"neither numbers nor two words")
+    refused(command(*probe, "--target", "place=d"), r"place=d", r"place=a, place=b, place=c")
+    refused(command(*probe, "--target", "age=3"), r"no such value in column age")
+    table.write_text("participant,place\n" + "".join(f"alice-{p:02d},town {p}\n" for p in range(14)))
+    refused(command(*probe, "--target", "place"), r"neither numbers nor a few words")
+    refused(command(*probe), r"no column with numbers or a few words")
 
 
 def test_a_signal_that_gives_no_segment(tmp_path, trained, command):
@@ -141,6 +145,32 @@ def test_a_run_whose_store_was_moved_says_which_and_how_to_name_it(tmp_path, tra
     assert "people that are in both" not in " ".join(command("evaluate", trained[0], store, "--draws", 20).err.split())
 
 
+def test_people_in_another_store_that_were_trained_on_are_an_error(
+    tmp_path, trained, recordings, ingest_options, command
+):
+    """Another salt, so that no key tells; the files do."""
+    data, run = tmp_path / "data", trained[0]
+    shutil.copytree(recordings / "data", data)
+    assert command("ingest", data, "--out", tmp_path / "other", *ingest_options).code == 0
+    line = r"\d+ of \d+ people held out of other are among those that .*run was trained on \(the same files\)"
+    for verb in ("probe", "evaluate"):
+        refused(command(verb, run, tmp_path / "other"), line)
+
+
+def test_a_store_of_too_few_people_is_refused_before_training(tmp_path, recordings, ingest_options, tiny, command):
+    for people in (3, 4):
+        for p in range(people):
+            shutil.copytree(recordings / "data" / f"alice-{p:02d}", tmp_path / f"d{people}" / f"p{p}")
+        salt = tmp_path / f"s{people}.salt"
+        salt.write_text("07" * 32 + "\n")
+        assert command("ingest", tmp_path / f"d{people}", "--out", tmp_path / f"s{people}", *ingest_options).code == 0
+    refused(command("pretrain", tmp_path / "s3", *tiny, "--out", tmp_path / "run"), "has 3 participants", "two more")
+    assert not (tmp_path / "run").exists()
+    done = command("pretrain", tmp_path / "s4", *tiny, "--out", tmp_path / "run", "--json")
+    assert done.json["participants"] == {"train": 2, "test": 2}
+    assert "2 of 4 people are held out" in " ".join(done.err.split())
+
+
 def test_an_interrupted_run_knows_its_segments(tmp_path, trained, command):
     """What ``kill -9`` leaves: checkpoints and what was written before them, no model."""
     run = tmp_path / "run"
@@ -162,6 +192,8 @@ def test_ids_of_labels_are_texts_and_their_values_finite(tmp_path, trained, reco
     data, run = tmp_path / "data", trained[0]
     for person in range(14):
         shutil.copytree(recordings / "data" / f"alice-{person:02d}", data / f"0{person:02d}")
+        for file in (data / f"0{person:02d}").iterdir():
+            file.write_text(file.read_text().replace("ppg", "PPG"))  # the same files would be a leak
     store = tmp_path / "numbered"
     (tmp_path / "numbered.salt").write_text("07" * 32 + "\n")  # so that the same people are held out each time
     assert command("ingest", data, "--out", store, *ingest_options).code == 0

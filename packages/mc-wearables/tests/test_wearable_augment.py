@@ -181,6 +181,17 @@ def test_a_view_is_a_function_of_seed_epoch_index_and_view_alone(signal, warp):
         assert not torch.equal(whole, other)
 
 
+@pytest.mark.parametrize("warp", ["monotone", "released"])
+def test_other_devices_make_the_views_of_the_cpu(signal, warp, monkeypatch):
+    """What a GPU would run is run here on the CPU."""
+    config = AugmentConfig(**dict.fromkeys(NAMES, 0.5), time_warp=warp)
+    expected = make_view(signal, random_of(B), 2, config)
+    monkeypatch.setattr("mc_wearables.augment._on_cpu", lambda x: False)
+    made = make_view(signal, random_of(B), 2, config)
+    torch.testing.assert_close(made, expected, rtol=0, atol=2e-5)
+    assert torch.equal(made == 0, expected == 0)  # the same windows
+
+
 def test_each_operation_has_its_own_coin_in_each_view():
     x = torch.randn(3000, 4, 16)
     random = random_of(len(x))

@@ -128,27 +128,41 @@ def test_bad_files_are_counted_and_the_rest_is_kept(tmp_path):
     (source / "dora").mkdir()
     (source / "dora" / "text.csv").write_text("ppg\n1\nbroken\n")
     (source / "dora" / "cut.parquet").write_bytes(b"PAR1 not more")
-    write.write_e4(source / "dora" / "zero.zip", write.pulse(20, 64), rate="0")
+    write.write_e4(source / "dora" / "zero.zip", write.pulse(20, 64), rate="0")  # --fs tells what it does not know
     (source / "dora" / "flat.csv").write_text("ppg\n" + "3\n" * 640)
     wave = write.pulse(30, 64)
     (source / "dora" / "holes.csv").write_text(
         "ppg\n" + "\n".join("" if 200 <= i < 300 else f"{v:.4f}" for i, v in enumerate(wave))
     )
     report = ingest(source, tmp_path / "s", OPTIONS)
-    assert (report.files, report.read, report.failed, report.kept) == (11, 8, 3, 14)
-    assert report.rejected == {"remainder": 7, "flat": 1, "short_run": 1}
+    assert (report.files, report.read, report.failed, report.kept) == (11, 9, 2, 16)
+    assert report.rejected == {"remainder": 7, "flat": 1, "short_run": 1, "missing": 1}
+    assert report.hours * 360 == pytest.approx(report.kept + report.rejected_hours * 360)  # of 10 s: nothing is lost
     assert sorted(line.split(":")[0] for line in report.problems) == [
         "dora/cut.parquet",
         "dora/text.csv, line 3",
-        "dora/zero.zip",
     ]
-    assert report.as_dict()["problems"] == 3
+    assert report.as_dict()["problems"] == 2
     assert any("1 × flat: a flat line" in line for line in report.advice())
-    assert (report.participants, report.store_segments) == (4, 14)
+    assert sorted(map(len, report.reasons.values())) == [1, 1]
+    assert (report.participants, report.store_segments) == (4, 16)
     # what failed is tried again, once it is repaired
     write_csv(source / "dora" / "text.csv", 77)
     again = ingest(source, tmp_path / "s", OPTIONS)
-    assert (again.skipped, again.read, again.failed) == (8, 1, 2)
+    assert (again.skipped, again.read, again.failed) == (9, 1, 1)
+
+
+def test_the_same_reason_in_many_files_is_one(tmp_path):
+    source = cohort(tmp_path / "in")
+    report = ingest(source, tmp_path / "s", OPTIONS)
+    for k, person in enumerate(("dora", "emil", "fred")):
+        (source / person).mkdir()
+        (source / person / "x.csv").write_text("time,ppg\n" + "".join(f"{i},{i}\n" for i in range(50 + k)))
+    (source / "dora" / "cut.parquet").write_bytes(b"PAR1 not more")
+    report = ingest(source, tmp_path / "s", OPTIONS)
+    assert sorted(map(len, report.reasons.values())) == [1, 3]
+    assert set(report.problems) == {line for lines in report.reasons.values() for line in lines}
+    assert "reasons" not in report.as_dict()  # they name files
 
 
 def test_nothing_is_left_where_nothing_could_be_read(tmp_path):

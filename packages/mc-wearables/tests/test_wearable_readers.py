@@ -65,8 +65,14 @@ def test_wfdb_rate_of_zero(tmp_path):
     write.write_wfdb(tmp_path, "rec", write.lead(10, 100)[:, None], 100, ["I"], ["mV"], [])
     header = tmp_path / "rec.hea"
     header.write_text(header.read_text().replace("rec 1 100 ", "rec 1 0 "))
-    with pytest.raises(DataError, match="rec.hea: sampling rate 0 Hz; it must be above 0"):
+    with pytest.raises(
+        DataError, match="rec.hea: sampling rate 0 Hz; it must be above 0: give the true one in Hz, as in --fs"
+    ):
         read(tmp_path, signal="ecg", participant="x")
+    (found,) = read(
+        tmp_path, signal="ecg", participant="x", sampling_rate=100
+    )  # zero says nothing that could contradict
+    assert (found.sampling_rate, found.seconds) == (100, 10)
 
 
 def edf(path, **given):
@@ -248,7 +254,9 @@ def test_parquet_row_per_recording_and_a_bad_row_does_not_cost_the_others(tmp_pa
     (source,) = list_sources(tmp_path)
     good, bad, last = source.read(PPG)
     assert (good.participant, last.participant, last.labels) == ("a", "c", {"sex": "M"})
-    assert str(bad) == "t.parquet, row 2: sampling rate 0 Hz; it must be above 0"
+    assert str(bad).startswith(
+        "t.parquet, row 2: sampling rate 0 Hz; it must be above 0: give the true one in Hz, as in --fs"
+    )
     assert np.abs(good.signal[0] - waves[0]).max() < 1e-6
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:900])
     with pytest.raises(DataError, match="t.parquet: not a whole Parquet file, probably cut off"):

@@ -55,8 +55,8 @@ def test_segments_are_cut_from_the_filtered_whole():
     [
         (0.2, 3, []),
         (0.9, 2, [(10, 10, "filled")]),
-        (1.2, 2, [(10, 2, "remainder"), (23.2, 6.8, "remainder")]),
-        (10.0, 1, [(10, 2, "remainder"), (22, 8, "short_run")]),
+        (1.2, 2, [(10, 2, "remainder"), (12, 1.2, "missing"), (23.2, 6.8, "remainder")]),
+        (10.0, 1, [(10, 2, "remainder"), (12, 10, "missing"), (22, 8, "short_run")]),
     ],
 )
 def test_holes_are_filled_blanked_or_split_by_their_length(hole, kept, rejected):
@@ -85,6 +85,7 @@ def test_a_sample_missing_in_one_channel_is_missing():
     assert len(cut.signals) == 1
     assert reasons(cut) == [
         (0, 100 / 64, "short_run"),
+        (100 / 64, 80 / 64, "missing"),
         (180 / 64 + 10, 10 - 180 / 64, "remainder"),
     ]
 

@@ -84,6 +84,10 @@ def test_round_trip_over_several_commits(tmp_path):
     store = SegmentStore.open(tmp_path / "s")
     segments = store.segments()
     assert np.array_equal(np.asarray(segments.signals), signals.astype(np.float16))
+    batch = segments.rows([4, 0, 4])
+    assert str(batch.dtype) == "torch.float32"
+    assert np.array_equal(batch.numpy(), signals[[4, 0, 4]].astype(np.float16).astype(np.float32))
+    batch.zero_()  # a copy: the map is read-only
     assert segments.participant_keys == ("aa", "bb")
     assert segments.participant.tolist() == [1, 1, 1, 0, 0, 1]
     assert segments.session.tolist() == [1, 1, 1, 0, 0, 1]

@@ -18,7 +18,7 @@ from mc_core.recipes import merge
 from mc_wearables.data.segments import SignalKind
 from mc_wearables.methods.base import SignalMethod
 from mc_wearables.recipe import Recipe, resolve_recipe
-from mc_wearables_app.measure import SIMULATED_TARGETS, TRAINED, compared, features_of, targets_of
+from mc_wearables_app.measure import SIMULATED_TARGETS, TRAINED, check_measurable, compared, features_of, targets_of
 from mc_wearables_app.pretrain import build_method, pair_data
 from mc_wearables_app.runs import Data, simulated, stored
 
@@ -84,6 +84,7 @@ def run_ablate(
     if data is None:
         with Status("simulating a cohort"):
             data = simulated(signal, resolve_recipe(named, base))
+    check_measurable(data)
     rows: dict[str, list[dict[str, float]]] = {}
     for name in only or VARIANTS:
         for seed in range(seeds):
@@ -135,8 +136,9 @@ def _row(recipe: Recipe[Any], data: Data, folder: Path) -> dict[str, float]:
     method = build_method(recipe)
     trained = fit(method, pair_data(recipe, data), fit=recipe.fit, run_dir=folder, recipe=settings).method
     assert isinstance(trained, SignalMethod)
-    targets = SIMULATED_TARGETS if data.store is None else targets_of(data.test, [])
-    found = compared(features_of(data, trained.encoder, baselines=False), targets, draws=100, seed=recipe.fit.seed)
+    targets = SIMULATED_TARGETS if data.store is None else targets_of(data, [])
+    features = features_of(data, trained.encoder, baselines=False)
+    found = compared(data, features, targets, draws=100, seed=recipe.fit.seed)
     identity = found.identity[TRAINED]
     row = {_column(target, level): found.headline(TRAINED, target)[1] for target, level in found.levels.items()}
     row |= {

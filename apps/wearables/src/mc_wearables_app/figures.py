@@ -74,6 +74,8 @@ def probes(found: Comparison, path: Path) -> Path:
         axis.set_visible(False)
     for number, (axis, target) in enumerate(zip(axes.flat, targets, strict=False)):
         for place, name in enumerate(names):
+            if not found.has(name, target):
+                continue
             _, value, low, high = found.headline(name, target)
             color = COLORS[0] if place == 0 else "#999999"
             axis.barh(place, value, color=color, height=0.6)

@@ -15,7 +15,9 @@ from mc_wearables.data.config import IngestOptions
 from mc_wearables.data.ingestion import IngestReport, ingest
 from mc_wearables.data.segmenter import REASONS
 
-_PROBLEMS = 10
+_ALIKE = 3
+"""Files shown for each reason that others share."""
+_REASONS = 20
 
 
 def run_ingest(records: Sequence[str], *, out: Path, options: IngestOptions, as_json: bool) -> IngestReport:
@@ -62,11 +64,14 @@ def run_ingest(records: Sequence[str], *, out: Path, options: IngestOptions, as_
         ["", ""],
         rows,
     )
-    for line, times in report.problems.most_common(_PROBLEMS):
-        again = f" ({times:,} times)" if times > 1 else ""
-        console.print(f"left out{again}: {line}", highlight=False, soft_wrap=True, markup=False)
-    if len(report.problems) > _PROBLEMS:
-        console.print(f"… and {len(report.problems) - _PROBLEMS} more", highlight=False)
+    for lines in sorted(report.reasons.values(), key=len, reverse=True)[:_REASONS]:
+        for line in lines[:_ALIKE]:
+            again = f" ({times:,} times)" if (times := report.problems[line]) > 1 else ""
+            console.print(f"left out{again}: {line}", highlight=False, soft_wrap=True, markup=False)
+        if len(lines) > _ALIKE:
+            console.print(f"… and {len(lines) - _ALIKE:,} more for the same reason", highlight=False)
+    if len(report.reasons) > _REASONS:
+        console.print(f"… and {len(report.reasons) - _REASONS:,} other reasons", highlight=False)
     for line in report.advice():
         if line.partition(" × ")[2].partition(":")[0] not in REASONS:  # the rejected ones are in the table
             console.print(f"note: {line}", highlight=False, soft_wrap=True, markup=False)

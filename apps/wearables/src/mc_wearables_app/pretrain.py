@@ -30,7 +30,16 @@ from mc_wearables.methods import METHODS
 from mc_wearables.methods.base import SignalMethod
 from mc_wearables.recipe import Recipe, resolve_recipe
 from mc_wearables_app import figures
-from mc_wearables_app.measure import ORACLE, SIMULATED_TARGETS, TRAINED, compared, features_of, table, targets_of
+from mc_wearables_app.measure import (
+    ORACLE,
+    SIMULATED_TARGETS,
+    TRAINED,
+    check_measurable,
+    compared,
+    features_of,
+    table,
+    targets_of,
+)
 from mc_wearables_app.runs import DATA_FILE, Data, simulated, stored
 
 FEW_PEOPLE = 30
@@ -76,6 +85,7 @@ def run_pretrain(
             data = simulated(signal, recipe)
     run_dir = out or Path("runs") / f"{_slug(Path(name).stem)}-{_slug(data.name)}"
     people = len(pair_data(recipe, data))
+    check_measurable(data)
     if recipe.fit.batch_size > people and "batch_size" not in changes.get("fit", {}):
         _log.info(
             "a batch holds each person once: %d instead of %d, as many as there are", people, recipe.fit.batch_size
@@ -144,8 +154,8 @@ def pretrain(recipe: Recipe[Any], data: Data, *, run_dir: Path, clock: Clock, as
             save_model(encoder, run_dir / f"model-{name}")
     _write_data(run_dir, data)
     features = features_of(data, trained.encoder, seed=recipe.fit.seed)
-    targets = SIMULATED_TARGETS if data.store is None else targets_of(data.test, [])
-    found = compared(features, targets, draws=1000, seed=recipe.fit.seed)
+    targets = SIMULATED_TARGETS if data.store is None else targets_of(data, [])
+    found = compared(data, features, targets, draws=1000, seed=recipe.fit.seed)
     shown = _result(found, data, run_dir, clock, result.seconds, result.step)
     shown.write(run_dir)
     with Status("writing the report"):
@@ -202,7 +212,7 @@ def _result(found: Comparison, data: Data, run_dir: Path, clock: Clock, training
     }
     if found.levels:
         target = next(iter(found.levels))
-        values = {name: found.headline(name, target)[1] for name in found.probes}
+        values = {name: found.headline(name, target)[1] for name in found.probes if found.has(name, target)}
         label, level = target.partition("@")[0], found.levels[target]
         metric = f"{label}_{found.headline(TRAINED, target)[0]}_{level}"
     else:

@@ -42,18 +42,20 @@ def run_probe(
     if labels is not None:
         if data.store is None:
             raise ConfigError("--labels needs a store: simulated people have their own labels")
-        found_labels = labels_of(labels, data.store, list(targets))
+        found_labels, targets = labels_of(labels, data.store, list(targets))
         data = replace(data, train=_with(data.train, found_labels), test=_with(data.test, found_labels))
-        targets = list(found_labels)
     if split == "test-only":
         data = _halved(data)
-    wanted = targets_of(data.test, targets, level)
+    wanted = targets_of(data, targets, level)
     if not wanted:
-        raise ConfigError(f"{data.name} has no labels to read: give a table with --labels")
+        there = (
+            f" ({', '.join(data.test.targets)} are the same for all, or known of too few)" if data.test.labels else ""
+        )
+        raise ConfigError(f"{data.name} has no labels to read{there}: give a table with --labels")
     features = features_of(data, opened.encoder, baselines=baselines, seed=seed)
-    found = compared(features, wanted, draws=draws, seed=seed)
+    found = compared(data, features, wanted, draws=draws, seed=seed)
     target = next(iter(wanted))
-    values = {name: found.headline(name, target)[1] for name in found.probes}
+    values = {name: found.headline(name, target)[1] for name in found.probes if found.has(name, target)}
     trained = values.pop(TRAINED)
     more = {"data": data.name, "step": opened.step, **found.to_dict()}
     result = Result(
@@ -72,16 +74,19 @@ def run_probe(
     title = (
         f"{run.name}: fitted on {people['train']} people, tested on {people['test']} others; 95 % intervals over people"
     )
-    print_table(title, *table(found))
+    print_table(title, *table(found, every=True))
     for path in written:
         print(path)
     return result.fields
 
 
 def _with(segments: Segments, labels: Mapping[str, np.ndarray]) -> Segments:
-    """The segments with labels of their participants."""
+    """The segments with labels of their participants, in the place of those of the same name."""
     columns = {name: values[segments.participant] for name, values in labels.items()}
-    return replace(segments, labels={**segments.labels, **columns})
+    named = {name.partition("=")[0] for name in columns}
+    own = {name: column for name, column in segments.labels.items() if name not in named}
+    classes = {name: words for name, words in segments.classes.items() if name in own}
+    return replace(segments, labels={**own, **columns}, classes=classes)
 
 
 def _halved(data: Data) -> Data:

@@ -15,7 +15,7 @@ from mc_core.files import read_json
 from mc_core.runs import need_run_folder, open_model
 from mc_wearables.cohort import simulate_cohort
 from mc_wearables.data.segments import Segments, SignalKind
-from mc_wearables.data.store import MANIFEST, SegmentStore
+from mc_wearables.data.store import MANIFEST, SegmentStore, codes_of
 from mc_wearables.encoders import SignalEncoder
 from mc_wearables.evaluation import participant_split
 from mc_wearables.methods import METHODS
@@ -70,18 +70,57 @@ def simulated(kind: SignalKind, recipe: Recipe[Any]) -> Data:
     return Data(f"simulated-{kind}", train.segments, test.segments, oracle, train.oracle.names)
 
 
+_HELD_OUT = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Shares of the participants to hold out; those after the first for a few people, none or one of whom the first may hit."""
+
+
 def stored(path: Path) -> Data:
     """A store, its participants split 80 to 20 by the hash of their keys: the same people are held out in every run."""
     store = SegmentStore.open(path)
     segments = store.segments()
-    parts = participant_split(segments.participant_keys, {"train": 0.8, "test": 0.2})
-    train, test = (segments.of_participants(parts[name]) for name in ("train", "test"))
-    if len(np.unique(train.participant)) < 2 or not len(test):
+    for share in _HELD_OUT:
+        parts = participant_split(segments.participant_keys, {"train": 1 - share, "test": share})
+        if len(parts["train"]) >= 2 and len(parts["test"]) >= 2:
+            break
+    else:
         raise DataError(
-            f"{path} has {len(segments.participant_keys)} participants, {len(np.unique(train.participant))} to train on: "
-            "participant contrast needs at least two, and one more to hold out"
+            f"{path} has {len(segments.participant_keys)} participants: participant contrast needs at least two to train on, "
+            "and two more to hold out"
+            + (" (by the hash of their keys; a few more people will do)" if len(segments.participant_keys) > 3 else "")
         )
+    if share > _HELD_OUT[0]:
+        _log.info("%d of %d people are held out", len(parts["test"]), len(segments.participant_keys))
+    train, test = (segments.of_participants(parts[name]) for name in ("train", "test"))
     return Data(path.name, train, test, store=store)
+
+
+def _files_of(data: Data, side: Segments) -> dict[str, set[int]]:
+    """SHA-256 of each file behind these segments, and whose it is, as codes of ``side``."""
+    assert data.store is not None
+    sha256 = {entry["source"]: entry["sha256"] for entry in data.store.manifest["files"]}
+    here = set(np.unique(side.participant).tolist())
+    source, names = codes_of(data.store.metadata["source"])
+    person, _ = codes_of(data.store.metadata["participant"])
+    found: dict[str, set[int]] = {}
+    for file, owner in np.unique(np.stack([source, person]), axis=1).T.tolist():
+        if owner in here:
+            found.setdefault(sha256.get(names[file], names[file]), set()).add(owner)
+    return found
+
+
+def check_apart(trained: Data, other: Data, run: Path) -> None:
+    """Raise DataError when people held out of ``other`` gave files that ``trained`` was trained on.
+
+    Keys cannot tell: another store has another salt.
+    """
+    own, held_out = _files_of(trained, trained.train), _files_of(other, other.test)
+    both = set().union(*(held_out[file] for file in own.keys() & held_out.keys()))
+    if both:
+        raise DataError(
+            f"{len(both)} of {len(np.unique(other.test.participant))} people held out of {other.name} are among those that "
+            f"{run} was trained on (the same files): nothing measured on them would hold for others; name the run's own store, "
+            "or one without them"
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +152,8 @@ class OpenedRun:
         if store is not None:
             data = stored(store)
             if self.trained_on not in (None, "simulated") and store.resolve() != Path(self.trained_on or ""):
+                if (Path(self.trained_on or "") / MANIFEST).exists():
+                    check_apart(stored(Path(self.trained_on or "")), data, self.folder)
                 _log.warning(
                     "%s is not %s, on which %s was trained: people that are in both may be among those held out here",
                     store,

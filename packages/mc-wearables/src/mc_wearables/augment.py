@@ -2,7 +2,7 @@
 
 Each operation is a function of the segments and of random numbers; these are a function of (seed, epoch, sample index,
 view) alone, so that no view depends on its batch, worker or process. On the CPU an operation is computed only for the
-segments whose coin came up.
+segments whose coin came up, and by NumPy where its loops are the faster ones.
 
 Abbaspourazad et al. 2024 (ICLR, arXiv:2312.05409), section 3.1, in the order of the authors' later released pipeline (the
 paper lists the time warp last). The monotone time warp is ours.
@@ -66,7 +66,7 @@ def make_view(x_BCT: Tensor, random: BatchRandom, view: int, config: AugmentConf
         low, high = config.noise_sigma
         sigma_B = low + (high - low) * some.uniform(1, stream=stream(_SIGMA))[:, 0]
         z_BCT = normal(some, x[0].numel(), stream(_NOISE)).view_as(x)
-        return x + sigma_B[:, None, None] * z_BCT
+        return z_BCT.mul_(sigma_B[:, None, None]).add_(x)
 
     def permute(x: Tensor, some: BatchRandom) -> Tensor:
         order_BC = some.uniform(channels, stream=stream(_PERMUTE)).argsort(1)
@@ -92,13 +92,18 @@ def _where(
     x_BCT: Tensor, chosen_B: Tensor, operation: Callable[[Tensor, BatchRandom], Tensor], random: BatchRandom
 ) -> Tensor:
     """The operation on the chosen segments. May write into ``x``."""
-    if x_BCT.device.type != "cpu":  # to choose rows by number, the device would have to be waited for
+    if not _on_cpu(x_BCT):  # to choose rows by number, the device would have to be waited for
         return torch.where(chosen_B[:, None, None], operation(x_BCT, random), x_BCT)
     rows = chosen_B.nonzero().squeeze(1)
     if not len(rows):
         return x_BCT
     some = BatchRandom(random.seed, random.epoch, random.index[rows])
-    return x_BCT.index_copy_(0, rows, operation(x_BCT[rows], some))
+    x_BCT.numpy()[rows.numpy()] = operation(x_BCT.index_select(0, rows), some).numpy()
+    return x_BCT
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def normal(random: BatchRandom, draws: int, stream: int) -> Tensor:
@@ -108,10 +113,26 @@ def normal(random: BatchRandom, draws: int, stream: int) -> Tensor:
     torch.Size([3, 5])
     """
     half = (draws + 1) // 2
-    radius, turn = random.uniform(2 * half, stream=stream).split(half, dim=1)
+    z_BR = random.uniform(2 * half, stream=stream)
+    if _on_cpu(z_BR):
+        _box_muller(z_BR.numpy())
+        return z_BR[:, :draws]
+    radius, turn = z_BR.split(half, dim=1)
     radius = (1 - radius).log_().mul_(-2).sqrt_()  # 1 − u is never 0
     angle = turn * (2 * math.pi)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :draws]
+
+
+def _box_muller(u_BR: np.ndarray) -> None:
+    """Uniform numbers to normal ones in place, the first half of each row with the second."""
+    first, second = np.split(u_BR, 2, axis=1)
+    radius, angle = 1 - first, second * np.float32(2 * math.pi)
+    np.log(radius, out=radius)
+    radius *= -2
+    np.sqrt(radius, out=radius)
+    np.multiply(np.cos(angle), radius, out=first)
+    np.sin(angle, out=angle)
+    np.multiply(angle, radius, out=second)
 
 
 def cut_out(x_BCT: Tensor, u_B2: Tensor, fraction: tuple[float, float]) -> Tensor:
@@ -130,9 +151,15 @@ def cut_out(x_BCT: Tensor, u_B2: Tensor, fraction: tuple[float, float]) -> Tenso
     longest = max(math.floor(samples * fraction[1] + 1e-6), shortest)
     length_B = _whole(u_B2[:, 0], longest - shortest + 1) + shortest
     start_B = _whole(u_B2[:, 1], samples - length_B + 1)
+    first_B1, end_B1 = start_B[:, None], (start_B + length_B)[:, None]
+    if _on_cpu(x_BCT):
+        at_T = np.arange(samples, dtype=np.int32)
+        cut_BT = (at_T >= first_B1.int().numpy()) & (at_T < end_B1.int().numpy())
+        made_BCT = x_BCT.clone()
+        np.copyto(made_BCT.numpy(), 0.0, where=cut_BT[:, None])
+        return made_BCT
     at_T = torch.arange(samples, device=x_BCT.device)
-    cut_BT = (at_T >= start_B[:, None]) & (at_T < (start_B + length_B)[:, None])
-    return x_BCT.masked_fill(cut_BT[:, None], 0.0)
+    return x_BCT.masked_fill(((at_T >= first_B1) & (at_T < end_B1))[:, None], 0.0)
 
 
 def _whole(u_B: Tensor, count: Tensor | int) -> Tensor:
@@ -204,10 +231,11 @@ def read_at(x_BCT: Tensor, position_BCT: Tensor) -> Tensor:
     >>> read_at(torch.tensor([[[0.0, 10.0, 20.0]]]), torch.tensor([[[0.0, 0.25, 2.0]]]))
     tensor([[[ 0.0000,  2.5000, 20.0000]]])
     """
-    left_BCT = position_BCT.long().clamp_(0, x_BCT.shape[2] - 2)
+    left_BCT = position_BCT.floor().clamp_(0, x_BCT.shape[2] - 2)
     share_BCT = (position_BCT - left_BCT).clamp_(0, 1)
-    left_BCT = left_BCT.expand_as(x_BCT)
-    return torch.lerp(x_BCT.gather(2, left_BCT), x_BCT.gather(2, left_BCT + 1), share_BCT.expand_as(x_BCT))
+    left_BCT = left_BCT.long().expand_as(x_BCT)
+    before_BCT, after_BCT = x_BCT.gather(2, left_BCT), x_BCT[:, :, 1:].gather(2, left_BCT)
+    return torch.lerp(before_BCT, after_BCT, share_BCT.expand_as(x_BCT))
 
 
 @functools.lru_cache(maxsize=16)

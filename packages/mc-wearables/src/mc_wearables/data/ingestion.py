@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mc_core.errors import ConfigError, DataError, McError
 from mc_wearables.data.config import IngestOptions, ReadOptions
 from mc_wearables.data.opening import Source, list_sources
 from mc_wearables.data.privacy import Salt, redact
-from mc_wearables.data.recording import Recording
+from mc_wearables.data.recording import Label, Recording, value_within
 from mc_wearables.data.segmenter import REASONS, Cut, cut_segments
 from mc_wearables.data.store_writer import StoreWriter
 
@@ -47,6 +48,7 @@ class IngestReport:
         notes: what was seen while reading, counted: gaps, clock jumps, files cut off, dates without a time zone, ….
         problems: lines about recordings and files that could not be used, and how often each was said. They name files: for the
             screen, never stored.
+        reasons: the same lines, those that differ only in the file and in numbers together.
         store_segments: in the store afterwards.
     """
 
@@ -63,11 +65,13 @@ class IngestReport:
     participants: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
     store_segments: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the problems are counted, because their text names files and people."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "problems"}
+        named = ("problems", "reasons")
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in named}
         return fields | {
             "hours": round(self.hours, 4),
             "rejected_hours": round(self.rejected_hours, 4),
@@ -75,6 +79,14 @@ class IngestReport:
             "notes": dict(self.notes.most_common()),
             "problems": self.problems.total(),
         }
+
+    def add_problem(self, source: str, error: McError) -> None:
+        """Count what was wrong with a file, or a part of it."""
+        line = str(error)
+        self.problems[line] += 1
+        alike = self.reasons.setdefault(re.sub(r"[0-9][0-9.,]*", "#", line.replace(source, "…")), [])
+        if self.problems[line] == 1:
+            alike.append(line)
 
     def advice(self) -> list[str]:
         """Lines about what was counted and what could be done."""
@@ -85,11 +97,15 @@ class IngestReport:
             "clock_backwards": "jumps of the clock back in time; the recording was split there",
             "daylight_saving": "jumps by one hour; --timezone would remove those of daylight saving",
             "duplicate_times": "samples share a time stamp",
+            "label_changes": "segments in which a label changes, or is not marked; they have none",
+            "annotations_unreadable": "files of annotations cannot be read; their records have no rhythm",
             "gaps": "gaps",
         }
-        return lines + [
-            f"{count:,} × {told.get(note, note.replace('_', ' '))}" for note, count in self.notes.most_common()
-        ]
+        for note, count in self.notes.most_common():
+            changes = f"{note} within a recording; a label belongs to a whole one, and this is none"
+            text = told.get(note, changes if note.startswith("column ") else note.replace("_", " "))
+            lines.append(f"{count:,} × {text}")
+        return lines
 
 
 def ingest(
@@ -140,9 +156,10 @@ def ingest(
                     entry = _entry(root, source, reading, writer.salt)
                     old = known.find(entry)
                 except OSError as error:
-                    first = first or _fail(
-                        report, DataError(f"{source.name}: cannot be read ({error.strerror or error})")
-                    )
+                    failure = DataError(f"{source.name}: cannot be read ({error.strerror or error})")
+                    report.failed += 1
+                    report.add_problem(source.name, failure)
+                    first = first or failure
                     continue
                 if old == "same":
                     report.skipped += 1
@@ -214,10 +231,13 @@ def _ingest_source(
         except McError as error:
             first = first or error
             problems += 1
-            report.problems[str(error)] += 1
+            report.add_problem(source.name, error)
             continue
         raw_ids.add(item.participant)
-        _add(item, cut, entry["source"], recordings, writer, options)
+        labels = _labels(item, cut, options)
+        if open_ones := sum(column.count(None) for column in labels.values() if isinstance(column, list)):
+            report.notes["label_changes"] += open_ones
+        _add(item, cut, labels, entry["source"], recordings, writer, options)
         recordings += 1
         kept += len(cut.signals)
         longest = max(longest, item.seconds)
@@ -231,7 +251,7 @@ def _ingest_source(
         report.failed += 1
         if first is None:
             first = DataError(f"{source.name} holds no recordings")
-            report.problems[str(first)] += 1
+            report.add_problem(source.name, first)
         return first, longest
     entry |= {
         "name": redact(source.name, raw_ids, salt),
@@ -248,13 +268,24 @@ def _ingest_source(
     return first, longest
 
 
-def _fail(report: IngestReport, error: McError) -> McError:
-    report.failed += 1
-    report.problems[str(error)] += 1
-    return error
+def _labels(recording: Recording, cut: Cut, options: IngestOptions) -> dict[str, Label | list[Label | None]]:
+    """Labels of the segments: one value for all, or a list of one for each where it changes within the recording."""
+    changing = {
+        name: [value_within(spans, begin, begin + options.segment_seconds) for begin in cut.offset.tolist()]
+        for name, spans in recording.changing.items()
+    }
+    return {**recording.labels, **changing}
 
 
-def _add(recording: Recording, cut: Cut, source: str, number: int, writer: StoreWriter, options: IngestOptions) -> None:
+def _add(
+    recording: Recording,
+    cut: Cut,
+    labels: Mapping[str, Any],
+    source: str,
+    number: int,
+    writer: StoreWriter,
+    options: IngestOptions,
+) -> None:
     salt, person = writer.salt, writer.salt.participant(recording.participant)
     start = np.nan if recording.start is None else recording.start
     if options.shift_times:
@@ -279,7 +310,7 @@ def _add(recording: Recording, cut: Cut, source: str, number: int, writer: Store
             "rate": cut.quality.rate,
             "band_power": cut.quality.band_power,
             "quality": cut.index,
-            "labels": dict(recording.labels),
+            "labels": labels,
         },
     )
     writer.add_rejected(

@@ -22,7 +22,7 @@ from mc_wearables.data.fitbit import read_fitbit
 from mc_wearables.data.recording import Origin, Recording
 from mc_wearables.data.table import read_table
 from mc_wearables.data.text_table import head_text
-from mc_wearables.data.wfdb import read_wfdb, segment_headers, signal_files
+from mc_wearables.data.wfdb import annotation_file, read_wfdb, segment_headers, signal_files
 
 UNDERSTOOD = (
     "WFDB (.hea), EDF and BDF, .csv .tsv .txt .parquet .npz tables, Apple Health export.zip, Fitbit and Google .json, "
@@ -208,6 +208,7 @@ def _source(file: Path, name: str, folder: str, facts: _Facts, *, strict: bool =
     if suffix == ".hea":
         with contextlib.suppress(McError):  # reading says what is wrong, and the other records are kept
             files = tuple(signal_files(file))
+        files += (notes,) if (notes := annotation_file(file)).is_file() else ()
         return Source(name, files, row, lambda options: read_wfdb(file, origin, options))
     if suffix == ".avro":
         return _avro(name, [file], folder, facts)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ USUAL_CHANNELS: dict[Kind, tuple[str, ...]] = {
 _LIGHTS = ("green", "ir", "red")
 _VOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6}
 _NO_UNITS = {"", "nu", "adu", "a.u.", "au", "none", "unknown", "n/a", "-"}
+_UNIT_IN_NAME = re.compile(r"\s*[\[(]\s*([nuµμm]?v)\s*[\])]$|(?:^|[\s_.]+)([nuµμm]v)$", re.IGNORECASE)
 _PERSONAL = re.compile(
     r"(^|_)((first|last|full|given|family|middle|maiden|nick|user|patient|participant|subject|person)?_?names?|surname|"
     r"initials|\w*birth\w*|geburt\w*|dob|\w*e?mail|\w*phone\w*|mobile|\w*address|street|zip|postcode|mrn|"
@@ -48,6 +50,32 @@ SESSION_NAMES = ("session", "session_id", "visit", "visit_id")
 
 Label = float | str
 
+UNMARKED_SECONDS = 1.0
+"""How much of a segment a label that changes may leave open (ours): the first rhythm of a record is marked at its first beat."""
+
+
+class Span(NamedTuple):
+    """Seconds from the start of a recording in which a label has one value."""
+
+    begin: float
+    end: float
+    value: Label
+
+
+def value_within(spans: Sequence[Span], begin: float, end: float) -> Label | None:
+    """The value that holds from ``begin`` to ``end``, but for at most a second; None where it changes or is not known.
+
+    >>> spans = [Span(0.05, 40, "N"), Span(40, 90, "AFIB")]
+    >>> [value_within(spans, at, at + 30) for at in (0, 30, 60, 90)]
+    ['N', None, 'AFIB', None]
+    """
+    covered: dict[Label, float] = {}
+    for span in spans:
+        if (shared := min(span.end, end) - max(span.begin, begin)) > 0:
+            covered[span.value] = covered.get(span.value, 0.0) + shared
+    longest = max(covered, key=lambda value: covered[value], default=None)
+    return longest if longest is not None and covered[longest] >= end - begin - UNMARKED_SECONDS else None
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -64,6 +92,7 @@ class Recording:
         device: its model, as far as known.
         session: recordings of one participant with the same text are one sitting.
         labels: what the file says of this recording or its participant; numbers and short texts.
+        changing: labels that change within it, as spans in the order of time; where one says nothing the label is unknown.
         source: where it came from, for messages: file and row.
         notes: what was seen while reading, counted: ``duplicate_times``, ``clock_backwards``, ``daylight_saving``, ….
 
@@ -81,6 +110,7 @@ class Recording:
     device: str = "unknown"
     session: str = ""
     labels: Mapping[str, Label] = field(default_factory=dict)
+    changing: Mapping[str, Sequence[Span]] = field(default_factory=dict)
     source: str = ""
     notes: Mapping[str, int] = field(default_factory=dict)
 
@@ -240,7 +270,7 @@ def pick_channels(names: Sequence[str], options: ReadOptions, where: str, *, alo
     >>> pick_channels(["II", "V", "PLETH"], ReadOptions(signal="ppg"), "a103l")
     [2]
     """
-    plain = [_plain(name) for name in names]
+    plain = [_plain(_UNIT_IN_NAME.sub("", name) or name) for name in names]
     if options.channels:
         return [_named(wanted, names, plain, where) for wanted in options.channels]
     lights = [name for name in names if name.lower() in _LIGHTS] if options.signal == "ppg" else []
@@ -272,6 +302,25 @@ def _named(wanted: str, names: Sequence[str], plain: Sequence[str], where: str) 
     if wanted.isdigit() and 1 <= int(wanted) <= len(names):
         return int(wanted) - 1
     raise DataError(f"{where}: no channel {wanted!r}, there are {', '.join(map(repr, names))}")
+
+
+def units_in_names(names: Sequence[str], where: str) -> str | None:
+    """The unit of voltage that names of columns end in; a bare V only in brackets, since it is also a lead.
+
+    Raises:
+        DataError: one column says another unit than the next, or none.
+
+    >>> (
+    ...     units_in_names(["ECG (mV)"], "a.csv"),
+    ...     units_in_names(["I_uV", "II_uV"], "a.csv"),
+    ...     units_in_names(["ecg_v"], "a.csv"),
+    ... )
+    ('mV', 'uV', None)
+    """
+    found = [match[1] or match[2] if (match := _UNIT_IN_NAME.search(name.strip())) else None for name in names]
+    if len({unit and unit.lower() for unit in found}) > 1:
+        raise DataError(f"{where}: the columns {', '.join(names)} are not in the same units; take one with --channels")
+    return found[0] if found else None
 
 
 def scale_to_units(kind: Kind, units: str | None, options: ReadOptions, where: str) -> tuple[float, str]:
@@ -316,14 +365,18 @@ def _volts(units: str) -> float | None:
 
 
 def agreed_rate(stated: float | None, options: ReadOptions, where: str) -> float:
-    """The sampling rate in Hz: as the file says, else as the options say.
+    """The sampling rate in Hz: as the file says, else as the options say. A file that says zero, or less, does not know it.
 
     Raises:
         ConfigError: neither says, or they differ by more than 2 %.
-        DataError: the file says zero or less.
+        DataError: the file says zero or less, and the options nothing.
     """
     if stated is not None and not (np.isfinite(stated) and stated > 0):
-        raise DataError(f"{where}: sampling rate {stated:g} Hz; it must be above 0")
+        if options.fs is None:
+            raise DataError(
+                f"{where}: sampling rate {stated:g} Hz; it must be above 0: give the true one in Hz, as in --fs 64"
+            )
+        stated = None
     if stated is None:
         if options.fs is None:
             raise ConfigError(f"{where} does not say its sampling rate: give it in Hz, as in --fs 64")

@@ -27,6 +27,7 @@ REASONS = {
     "short_recording": "the recording is shorter than a segment",
     "short_run": "between two gaps, shorter than a segment",
     "remainder": "the end of a run, shorter than a segment",
+    "missing": "a hole without samples",
     "filled": "too many missing samples",
     "flat": "a flat line",
     "clipped": "at the limits of its range",
@@ -107,9 +108,10 @@ def cut_segments(recording: Recording, options: IngestOptions) -> Cut:
     if recording.seconds < options.segment_seconds * (1 - 1e-9):
         return _merge([], (Rejection(0.0, recording.seconds, "short_recording"),), empty)
     flat, clipped = _flat(signal, missing, rate), _clipped(signal, missing, rate)
-    rejected: list[Rejection] = []
+    runs = _runs(missing, round(options.hole_seconds * rate))
+    rejected = _holes(runs, length, rate)
     cuts = []
-    for begin, end in _runs(missing, round(options.hole_seconds * rate)):
+    for begin, end in runs:
         if (end - begin) / rate < options.segment_seconds * (1 - 1e-9):
             reason = "short_run" if (begin, end) != (0, length) else "short_recording"
             rejected.append(Rejection(begin / rate, (end - begin) / rate, reason))
@@ -173,6 +175,14 @@ def _runs(missing: np.ndarray, longest_hole: int) -> list[tuple[int, int]]:
     starts = there[np.concatenate([[0], breaks + 1])]
     ends = there[np.concatenate([breaks, [len(there) - 1]])] + 1
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def _holes(runs: list[tuple[int, int]], length: int, rate: float) -> list[Rejection]:
+    """What lies before, between and after the runs."""
+    edges = [0, *(edge for run in runs for edge in run), length]
+    return [
+        Rejection(a / rate, (b - a) / rate, "missing") for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a
+    ]
 
 
 def _lengths(marked: np.ndarray) -> np.ndarray:

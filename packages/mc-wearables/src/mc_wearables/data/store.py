@@ -157,12 +157,13 @@ class SegmentStore:
         return np.where(codes >= 0, codes, np.nan), classes
 
     def segments(self) -> Segments:
-        """The segments, signals memory-mapped. Labels that are texts become numbers: see :meth:`label_classes`."""
+        """The segments, signals memory-mapped. Labels that are texts become numbers, their texts are ``classes``."""
         from mc_wearables.data.segments import Segments
 
         table = self.metadata
         participant, keys = codes_of(table["participant"])
         device, devices = codes_of(table["device"])
+        labels = {name: self._label(name) for name in self.label_names()}
         return Segments(
             signals=self.signals,
             sampling_rate=float(self.manifest["geometry"]["rate"]),
@@ -174,7 +175,8 @@ class SegmentStore:
             device=device,
             devices=devices or ("unknown",),
             quality=table["quality"].to_numpy(),
-            labels={name: self._label(name)[0] for name in self.label_names()},
+            labels={name: column for name, (column, _) in labels.items()},
+            classes={name: words for name, (_, words) in labels.items() if words},
         )
 
     def usable(self, *, band_power_quantile: float = 0.05) -> np.ndarray:

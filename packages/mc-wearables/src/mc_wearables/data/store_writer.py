@@ -124,7 +124,9 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
             )
 
     def add_signals(self, signals: np.ndarray, rows: Mapping[str, Any]) -> None:
-        """Append (n, C, T) segments and what is known of them: per column n values, or one for all."""
+        """Append (n, C, T) segments and what is known of them: per column n values, or one for all; of ``labels`` each name
+        likewise, n values as a list.
+        """
         if not len(signals):
             return
         self.manifest["channels"] = signals.shape[1]
@@ -274,12 +276,15 @@ def _segment_table(blocks: Sequence[Mapping[str, Any]]) -> pa.Table:
         )
     names = dict.fromkeys(name for block in blocks for name in block["labels"])
     for name in names:
-        values = [block["labels"].get(name) for block in blocks]
+        values = [value for block in blocks for value in _of_each(block["labels"].get(name), block["n"])]
         text = any(isinstance(value, str) for value in values)
         cells = [None if value is None else as_text(value) if text else float(value) for value in values]
-        whole = [cell for cell, block in zip(cells, blocks, strict=True) for _ in range(block["n"])]
-        columns[LABEL + name] = pa.array(whole, pa.string() if text else pa.float64())
+        columns[LABEL + name] = pa.array(cells, pa.string() if text else pa.float64())
     return pa.table(columns)
+
+
+def _of_each(value: Any, n: int) -> list[Any]:
+    return value if isinstance(value, list) else [value] * n
 
 
 def _rejected_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

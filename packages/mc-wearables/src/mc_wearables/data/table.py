@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from mc_wearables.data.recording import (
     agreed_rate,
     pick_channels,
     scale_to_units,
+    units_in_names,
 )
 from mc_wearables.data.text_table import read_text_table
 from mc_wearables.data.timeline import Stretch, on_grid
@@ -209,7 +210,9 @@ def _recordings(
         stated = None if stated is None else float(stated)
     except ValueError:
         raise DataError(f"{where}: sampling rate {stated!r} is no number") from None
-    units = next((str(known[name]) for name in _UNIT_NAMES if name in known), file.units)
+    units = next((str(known[name]) for name in _UNIT_NAMES if name in known), file.units) or units_in_names(
+        names, where
+    )
     factor, units = scale_to_units(options.signal, units, options, where)
     start = None
     notes: Counter[str] = Counter(file.notes)
@@ -302,6 +305,7 @@ def _long(table: pa.Table, file: _File, *, named: bool) -> Iterator[Recording | 
     if time is not None:
         times, civil, zoned = stamps(table[time], time, where, file.first_row, options.timezone)
     rest = [name for name in names if name not in (*waves, time)]
+    words = [name for name in rest if name in (options.labels or ()) or _is_text(table[name].type)]
     for a, b in groups:
         rows = (
             f"{where}, rows {a + file.first_row} to {b + file.first_row - 1}"
@@ -309,6 +313,7 @@ def _long(table: pa.Table, file: _File, *, named: bool) -> Iterator[Recording | 
             else where
         )
         facts = {name: table[name][a].as_py() for name in rest if _constant(table[name], a, b)}
+        dropped = Counter(f"column {name} changes" for name in words if name not in facts)
         missing = [key for key in keys if facts.get(key) is None]
         try:
             if missing:
@@ -319,7 +324,7 @@ def _long(table: pa.Table, file: _File, *, named: bool) -> Iterator[Recording | 
                 None if times is None else times[a:b],
                 unit,
                 facts,
-                file,
+                replace(file, notes=file.notes + dropped),
                 rows,
                 str(a + 1),
                 set(),
@@ -362,6 +367,13 @@ def _groups(table: pa.Table, keys: Sequence[str]) -> list[tuple[int, int]]:
         change[1:] |= np.diff(_key_codes(table, key)) != 0
     starts = np.flatnonzero(change)
     return list(zip(starts.tolist(), [*starts[1:].tolist(), table.num_rows], strict=True))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _constant(column: Any, a: int, b: int) -> bool:

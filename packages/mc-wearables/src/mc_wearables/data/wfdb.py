@@ -1,4 +1,4 @@
-"""WFDB records (PhysioNet): a header ``.hea`` and its signal files."""
+"""WFDB records (PhysioNet): a header ``.hea``, its signal files, and the rhythms of its reference annotations ``.atr``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from mc_core.errors import DataError, McError
 from mc_core.optional import require
 from mc_wearables.data.clock import civil_seconds
 from mc_wearables.data.config import ReadOptions
-from mc_wearables.data.recording import Origin, Recording, agreed_rate, pick_channels, scale_to_units
+from mc_wearables.data.recording import Origin, Recording, Span, agreed_rate, pick_channels, scale_to_units
 
 _COMMENT = re.compile(r"^\s*<?([A-Za-z][A-Za-z _]{0,30}?)>?\s*:\s*(\S.*)$")
 _ANGLED = re.compile(r"<([A-Za-z][A-Za-z _]{0,30})>:\s*([^<]*\S)")
 _KEPT = ("age", "sex", "gender")
+RHYTHM = "rhythm"
+"""Label of the rhythms in the annotations."""
 
 
 def signal_files(header: Path) -> list[Path]:
@@ -53,7 +55,8 @@ def segment_headers(header: Path) -> set[Path]:
 def read_wfdb(header: Path, origin: Origin, options: ReadOptions) -> Iterator[Recording]:
     """The one recording of a record, with the channels wanted.
 
-    Age and sex are read from the comments. A base time is local, so it counts only with ``timezone``.
+    Age and sex are read from the comments, the rhythm over time from the reference annotations beside the header (``(AFIB`` at a
+    sample holds until the next rhythm). A base time is local, so it counts only with ``timezone``.
 
     Raises:
         DataError: the record is cut off or damaged, or lacks the channels.
@@ -85,6 +88,11 @@ def read_wfdb(header: Path, origin: Origin, options: ReadOptions) -> Iterator[Re
     scales = [scale_to_units(options.signal, units, options, where) for units in data.units]
     signal = np.stack([column * scale for column, (scale, _) in zip(data.signals, scales, strict=True)])
     start = head.base_datetime
+    notes = {"no_timezone": 1} if start is not None and options.timezone is None else {}
+    try:
+        rhythms = _rhythms(wfdb, header, float(head.fs or fs), signal.shape[1] / fs, options)
+    except Exception:  # as above; damaged annotations do not cost the signal
+        rhythms, notes = (), notes | {"annotations_unreadable": 1}
     yield Recording(
         signal=signal.astype(np.float32),
         sampling_rate=fs,
@@ -96,8 +104,33 @@ def read_wfdb(header: Path, origin: Origin, options: ReadOptions) -> Iterator[Re
         device=options.device or "unknown",
         session=origin.session(options),
         labels=origin.labels(options, _comments(head.comments or [])),
+        changing={RHYTHM: rhythms} if rhythms else {},
         source=where,
-        notes={"no_timezone": 1} if start is not None and options.timezone is None else {},
+        notes=notes,
+    )
+
+
+def annotation_file(header: Path) -> Path:
+    """Where the reference annotations of a record lie, if it has any."""
+    return header.with_suffix(".atr")
+
+
+def _rhythms(wfdb: Any, header: Path, frame_rate: float, seconds: float, options: ReadOptions) -> tuple[Span, ...]:
+    """The rhythms marked in the annotations, each until the next one."""
+    unwanted = options.labels is not None and RHYTHM not in options.labels
+    if unwanted or not annotation_file(header).is_file():
+        return ()
+    found = wfdb.rdann(str(header.with_suffix("")), "atr")
+    rate = float(found.fs or frame_rate)
+    # other notes share the field: signal quality, missed beats
+    marks = [
+        (sample / rate, note.strip("\x00 ")[1:])
+        for sample, note in zip(found.sample, found.aux_note, strict=True)
+        if note.startswith("(") and note.strip("\x00 (")
+    ]
+    ends = [begin for begin, _ in marks[1:]] + [seconds]
+    return tuple(
+        Span(float(begin), float(end), text) for (begin, text), end in zip(marks, ends, strict=True) if end > begin
     )
 
 

@@ -1,4 +1,5 @@
-"""The same probes for several kinds of features: a trained encoder beside what it should beat.
+"""The same probes for several kinds of features: a trained encoder beside what it should beat, and beside what is known of
+the person anyway.
 
 Legend: N segments.
 """
@@ -6,8 +7,10 @@ Legend: N segments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from mc_core.errors import DataError
 from mc_wearables.evaluation.identity import IdentityResult, identity_report
@@ -17,6 +20,9 @@ from mc_wearables.evaluation.splits import Features
 
 HEADLINE = {"regression": "r2", "classification": "auroc"}
 """The metric shown first for each task."""
+DEMOGRAPHICS = "demographics"
+"""Kind of features: what is known of a person without any signal."""
+DEMOGRAPHIC_LABELS = ("age", "sex", "gender", "bmi")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Comparison:
     """What :func:`compare_features` returns.
 
     Attributes:
-        probes: kind of features → target → result.
+        probes: kind of features → target → result; the demographics lack targets that nothing else of theirs could tell.
         identity: kind of features → re-identification and geometry; without those that are no embeddings.
         levels: target → level it was probed at.
     """
@@ -32,6 +38,10 @@ class Comparison:
     probes: dict[str, dict[str, ProbeResult]]
     identity: dict[str, IdentityResult]
     levels: dict[str, Level]
+
+    def has(self, features: str, target: str) -> bool:
+        """Whether this target was probed from these features."""
+        return target in self.probes[features]
 
     def headline(self, features: str, target: str) -> tuple[str, float, float, float]:
         """(metric, value, low, high) of the target's first metric."""
@@ -59,6 +69,7 @@ def compare_features(
     targets: Mapping[str, Level],
     *,
     identify: Sequence[str] = (),
+    demographics: Sequence[str] = (),
     draws: int = 1000,
     seed: int = 0,
 ) -> Comparison:
@@ -70,6 +81,8 @@ def compare_features(
         targets: label → ``"participant"`` or ``"segment"``; a name may end in ``@segment`` or ``@participant`` to probe one
             label at both levels.
         identify: kinds whose re-identification and geometry are measured too, on ``test``.
+        demographics: labels that are features by themselves, as ``demographics``, so that a target is also told from what is
+            known without a signal; each of these labels, where it is the target, from the others.
         draws: resamples for the intervals.
         seed: of folds, halves and resamples.
 
@@ -85,5 +98,52 @@ def compare_features(
         }
         for name in train
     }
+    first, second = next(iter(train.values())), next(iter(test.values()))
+    without_signal = {
+        target: probe(*sides, target.partition("@")[0], level=level, draws=draws, seed=seed)
+        for target, level in targets.items()
+        if (sides := _known_anyway(first, second, demographics, target)) is not None
+    }
+    if without_signal:
+        probes[DEMOGRAPHICS] = without_signal
     identity = {name: identity_report(test[name], draws=draws, seed=seed) for name in identify}
     return Comparison(probes, identity, dict(targets))
+
+
+def _known_anyway(
+    train: Features, test: Features, demographics: Sequence[str], target: str
+) -> tuple[Features, Features] | None:
+    """Demographics but the target as features of both sides; None where none are known, or the same for all."""
+    wanted = {name for name in demographics if name != _stem(target)}
+    names = [
+        name
+        for name in train.labels
+        if _stem(name) in wanted and name in test.labels and _differs(train.labels[name]) and _known(test.labels[name])
+    ]
+    if not names:
+        return None
+    first, second = (
+        replace(
+            side,
+            values=np.stack([side.labels[name] for name in names], axis=1).astype(np.float32),
+            names=tuple(names),
+        )
+        for side in (train, test)
+    )
+    return first, second
+
+
+def _stem(name: str) -> str:
+    """
+    >>> _stem("sex=female"), _stem("age@segment")
+    ('sex', 'age')
+    """
+    return name.partition("@")[0].partition("=")[0]
+
+
+def _differs(column: np.ndarray) -> bool:
+    return len(np.unique(column[~np.isnan(column)])) > 1
+
+
+def _known(column: np.ndarray) -> bool:
+    return bool((~np.isnan(column)).any())

@@ -54,14 +54,16 @@ class Features:
 
     @classmethod
     def of(cls, values: Tensor | np.ndarray, segments: Segments, *, names: Sequence[str] = ()) -> Features:
-        """Features of all ``segments``, in their order, with their participants, sessions and labels."""
+        """Features of all ``segments``, in their order, with their participants, sessions and labels
+        (``segments.targets``: one for each of several classes).
+        """
         array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
         return cls(
             np.asarray(array, dtype=np.float32),
             segments.participant,
             segments.participant_keys,
             segments.session,
-            segments.labels,
+            segments.targets,
             tuple(names),
         )
 
