@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from mc_core.errors import ConfigError, DataError
+from mc_vision.data.coco import open_coco, rasterize
+from mc_vision.data.mask_layouts import open_masks
 from mc_vision.data.masks import (
     BACKGROUND,
     VOID,
@@ -20,9 +22,6 @@ from mc_vision.data.masks import (
     MaskedScenes,
     decode_mask,
     number_objects,
-    open_coco,
-    open_masks,
-    rasterize,
     resize_nearest,
 )
 

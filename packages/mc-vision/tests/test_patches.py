@@ -17,7 +17,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mc_core.errors import ConfigError, DataError
-from mc_vision.data.masks import BACKGROUND, VOID, MaskedImages, MaskedScenes, open_masks
+from mc_vision.data.mask_layouts import open_masks
+from mc_vision.data.masks import BACKGROUND, VOID, MaskedImages, MaskedScenes
 from mc_vision.encoders import TimmEncoder
 from mc_vision.encoders_config import EncoderConfig
 from mc_vision.patch_evaluation import (
@@ -47,6 +48,8 @@ from mc_vision.patches import (
     patch_size,
     random_twin,
     similarity_matrix,
+    token_lengths,
+    without_patches,
 )
 
 PATCH, GRID = 4, 8
@@ -91,9 +94,6 @@ def tallied(z, objects, **options):
     patches = owned(objects)
     tally.add(similarity_matrix(z), patches, objects, name="a", group="a", categories=None)
     return tally.result()
-
-
-# --- features -------------------------------------------------------------------------------------------------------
 
 
 def test_features_are_the_normalised_tokens():
@@ -204,9 +204,6 @@ def test_patches_of_objects_by_loop():
             assert (found.members[position].numpy() == (labels == k)).all()
         assert ((found.labels < 0).numpy() == (labels < 0)).all()
         assert (found.labels.numpy()[labels < 0] == labels[labels < 0]).all()
-
-
-# --- protocol A -----------------------------------------------------------------------------------------------------
 
 
 def test_central_patch_by_loop():
@@ -409,9 +406,6 @@ def test_one_image_cannot_be_held_out():
     assert math.isnan(result.prompts["center"].patch.tuned)
 
 
-# --- protocol B -----------------------------------------------------------------------------------------------------
-
-
 def similarities(*images, background=False):
     tally = SimilarityTally(background=background)
     for z, objects in images:
@@ -494,9 +488,6 @@ def test_similarity_needs_two_objects():
     assert similarities((random_features(), one), background=True).pairs == 1
 
 
-# --- everything together --------------------------------------------------------------------------------------------
-
-
 class Listed(MaskedImages):
     """Masked images from memory."""
 
@@ -554,6 +545,71 @@ def test_position_only_is_the_mean_map():
     model, position = (results[name].segmentation.prompts["center"].patch for name in ("vit", "position only"))
     assert position.oracle == model.oracle
     assert results["vit"].similarity is None
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_lengths_of_tokens_are_those_before_the_last_norm(layer):
+    encoder, x = vit(), torch.randn(2, 3, 32, 48)
+    with torch.no_grad(), token_lengths(encoder, layer) as found:
+        patch_features(encoder, x, layer=layer)
+        tokens = encoder.backbone.forward_intermediates(
+            x, indices=[layer % 4], norm=False, output_fmt="NLC", intermediates_only=True
+        )
+    torch.testing.assert_close(found[0], tokens[0].norm(dim=2))
+    patch_features(encoder, x)
+    assert len(found) == 2  # nothing is collected afterwards
+
+
+def with_long_tokens(where_hw: torch.Tensor) -> TimmEncoder:
+    """An encoder of which some patches' last tokens are 40 times as long, which its last LayerNorm hides."""
+    encoder = vit()
+    factor_N1 = torch.cat([torch.ones(1), 1 + 39 * where_hw.flatten().float()])[:, None]
+    encoder.backbone.blocks[-1].register_forward_hook(lambda module, inputs, tokens: tokens * factor_N1)
+    return encoder
+
+
+def test_long_tokens_are_counted_or_left_out():
+    where_hw = torch.zeros(8, 8, dtype=torch.bool)
+    where_hw[2, 3:6] = where_hw[7, 0] = True
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(3)]
+    objects = [blocks(i).repeat(2, 0).repeat(2, 1) for i in range(3)]
+    large = where_hw.numpy().repeat(8, 0).repeat(8, 1)
+    protocol = PatchProtocol(size=64, controls=False)
+    excluding = protocol.model_copy(update={"long_tokens": "exclude"})
+    encoder = with_long_tokens(where_hw)
+    counted = evaluate_patches({"a": encoder}, Listed(list(zip(images, objects, strict=True))), protocol)["a"]
+    excluded = evaluate_patches({"a": encoder}, Listed(list(zip(images, objects, strict=True))), excluding)["a"]
+    void = [np.where(large, VOID, o) for o in objects]
+    expected = evaluate_patches({"a": vit()}, Listed(list(zip(images, void, strict=True))), protocol)["a"]
+    assert counted.long_share == excluded.long_share == 4 / 64
+    assert expected.long_share == 0
+    for kind, scores in excluded.segmentation.prompts.items():
+        assert scores.patch.curve == pytest.approx(expected.segmentation.prompts[kind].patch.curve, abs=1e-6)
+        assert scores.pixel.curve == pytest.approx(expected.segmentation.prompts[kind].pixel.curve, abs=1e-3)
+    assert excluded.similarity.mean_intra == pytest.approx(expected.similarity.mean_intra, abs=1e-6)
+    assert excluded.segmentation.prompts["center"].patch.curve != counted.segmentation.prompts["center"].patch.curve
+    plain = evaluate_patches({"a": vit()}, Listed(list(zip(images, objects, strict=True))), protocol)["a"]
+    assert counted.similarity.mean_intra == pytest.approx(plain.similarity.mean_intra, abs=1e-6)
+
+
+def test_controls_without_tokens_have_no_long_ones():
+    data = MaskedScenes(6, size=64, digits=(2, 2), seed=1)
+    protocol = PatchProtocol(size=64, pixels=False, long_from=1.0001)
+    results = evaluate_patches({"trained": vit()}, data, protocol)
+    assert {name for name, r in results.items() if r.long_share is None} == {"mean colour", "position only"}
+    assert results["trained"].long_share == pytest.approx(0.5, abs=0.1)
+    assert json.loads(json.dumps(results["trained"].to_dict()))["long_share"] == results["trained"].long_share
+
+
+def test_objects_without_enough_patches_left_are_skipped():
+    objects = patch_objects(np.repeat([[0] * 16 + [1] * 16 + [-1] * 4], 4, 0).astype(np.int32), 2, 4)
+    left = without_patches(objects, objects.labels == 1)
+    assert left.labels.tolist() == [[0, 0, 0, 0, VOID, VOID, VOID, VOID, BACKGROUND]]
+    assert (left.kept.tolist(), left.skipped) == ([0], 1)
+    some = without_patches(objects, torch.tensor([[True, True, False, False, False, False, False, False, False]]))
+    assert some.labels.tolist() == [[VOID, VOID, MIXED, MIXED, 0, 0, 0, 0, BACKGROUND]]
+    assert (some.kept.tolist(), some.skipped) == ([1], 1)
 
 
 def test_settings_load_no_torch():

@@ -13,6 +13,7 @@ from mc_core.engine.config import Fit
 from mc_core.errors import ConfigError
 from mc_vision import __version__
 from mc_vision.methods import METHODS
+from mc_vision.patch_evaluation.config import PatchOptions
 from mc_vision.recipe import ViewOptions, system_of
 
 app = App(
@@ -25,6 +26,11 @@ app = App(
 _RECIPE_OPTIONS = "[default: the recipe's; see --print-recipe]"
 _FIT = Group("Training (--fit.*)", help=f"How it is trained {_RECIPE_OPTIONS}", sort_key=2)
 _METHOD = Group("Method (--method.*)", help=f"Of the method the recipe names {_RECIPE_OPTIONS}", sort_key=3)
+_PATCHES = Group(
+    "Patches (--patches.*)",
+    help="How patches are read and scored, for prompt-segmentation and object-similarity",
+    sort_key=2,
+)
 _VIEWS = Group("Views (--views.*)", help=f"Random views of the images {_RECIPE_OPTIONS}", sort_key=4)
 
 
@@ -48,9 +54,11 @@ def evaluate(
     *,
     data: str | None = None,
     test: str | None = None,
+    split: str | None = None,
     protocol: Literal["knn", "linear", "cluster", "prompt-segmentation", "object-similarity", "propagation"] = "knn",
     k: int = 20,
     image_size: int | None = None,
+    patches: Annotated[PatchOptions | None, Parameter(group=_PATCHES)] = None,
     seed: int = 0,
     device: _Device = "auto",
     json: _Json = False,
@@ -64,6 +72,7 @@ def evaluate(
         data: Labelled images to learn from (class folders, tables, shards …), or images with masks (index PNGs, COCO
             JSON, VOC, DAVIS). Default: the embedded sample.
         test: Labelled images to test on. Default: a fifth of DATA, held out.
+        split: Of images with masks: a list in ImageSets (VOC, DAVIS), or a folder below images and masks, such as val.
         protocol: knn: weighted nearest neighbours; linear: logistic regression on the features; cluster: k-means without
             labels, then compared with them; prompt-segmentation: IoU of what looks like one patch of an object;
             object-similarity: patches within and between objects; propagation: masks through videos.
@@ -79,8 +88,22 @@ def evaluate(
 
         if test is not None:
             raise ConfigError(f"--test is for labelled images; {protocol} takes all it needs from --data")
-        run_evaluate_patches(run, protocol=protocol, data=data, size=image_size, seed=seed, device=device, as_json=json)
+        run_evaluate_patches(
+            run,
+            protocol=protocol,
+            data=data,
+            split=split,
+            size=image_size,
+            options=patches,
+            seed=seed,
+            device=device,
+            as_json=json,
+        )
         return
+    if split is not None:
+        raise ConfigError(f"--split is for images with masks; for {protocol} name the images with --data and --test")
+    if patches is not None:
+        raise ConfigError(f"--patches.* is for prompt-segmentation and object-similarity, not for {protocol}")
 
     from mc_vision_app.evaluate import run_evaluate
 

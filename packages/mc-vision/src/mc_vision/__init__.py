@@ -9,7 +9,7 @@ from mc_core.lazy import attach
 
 if TYPE_CHECKING:
     from mc_vision.data import open_source
-    from mc_vision.data.masks import open_masks
+    from mc_vision.data.mask_layouts import open_masks
     from mc_vision.encoders import TimmEncoder
     from mc_vision.encoders_config import EncoderConfig
     from mc_vision.methods import METHODS
@@ -53,7 +53,7 @@ _load, __dir__ = attach(
     __name__,
     {
         "data": ["open_source"],
-        "data.masks": ["open_masks"],
+        "data.mask_layouts": ["open_masks"],
         "encoders": ["TimmEncoder"],
         "encoders_config": ["EncoderConfig"],
         "methods": ["METHODS"],

@@ -7,7 +7,7 @@ O objects.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,15 +242,67 @@ def patch_objects(objects_SS: np.ndarray, count: int, patch: int, *, least: int 
     of_special, special = pixels_NO[:, :2].max(1)
     half = patch * patch / 2
     labels = torch.where(of_special >= half, special + VOID, MIXED)
-    skipped, kept = 0, torch.empty(0, dtype=torch.int64)
     if count:
         of_object, first = pixels_NO[:, 2:].max(1)
         labels = torch.where(of_object >= half, first, labels)
-        enough = torch.bincount(labels[labels >= 0], minlength=count) >= least
-        kept, skipped = enough.nonzero()[:, 0], int((~enough).sum())
-        renumbered = torch.where(enough, enough.cumsum(0) - 1, MIXED)
-        labels = torch.where(labels >= 0, renumbered[labels.clamp(min=0)], labels)
-    return PatchObjects(labels.view(h, w), kept, skipped)
+    return _large_enough(labels.view(h, w), torch.arange(count), 0, least)
+
+
+def without_patches(patches: PatchObjects, left_out_hw: Tensor, *, least: int = LEAST_PATCHES) -> PatchObjects:
+    """The same with some patches void: they count neither for nor against, and nobody points at them.
+
+    Objects of which fewer than ``least`` patches remain are skipped.
+
+    >>> objects = PatchObjects(torch.tensor([[0, 0, 1, -1]]), torch.tensor([4, 7]), 0)
+    >>> left = without_patches(objects, torch.tensor([[False, False, True, False]]), least=1)
+    >>> left.labels.tolist(), left.kept.tolist(), left.skipped
+    ([[0, 0, -2, -1]], [4], 1)
+    """
+    return _large_enough(torch.where(left_out_hw, VOID, patches.labels), patches.kept, patches.skipped, least)
+
+
+def _large_enough(labels_hw: Tensor, kept: Tensor, skipped: int, least: int) -> PatchObjects:
+    """Objects with ``least`` patches, renumbered."""
+    if not len(kept):
+        return PatchObjects(labels_hw, kept, skipped)
+    enough = torch.bincount(labels_hw[labels_hw >= 0], minlength=len(kept)) >= least
+    renumbered = torch.where(enough, enough.cumsum(0) - 1, MIXED)
+    labels_hw = torch.where(labels_hw >= 0, renumbered[labels_hw.clamp(min=0)], labels_hw)
+    return PatchObjects(labels_hw, kept[enough], skipped + int((~enough).sum()))
+
+
+def long_tokens(length_Bhw: Tensor, multiple: float) -> Tensor:
+    """(B, h, w) bool: patches whose token is longer than ``multiple`` times the median of its image.
+
+    >>> long_tokens(torch.tensor([[[1.0, 1.2, 0.9, 9.0]]]), 3.0).tolist()
+    [[[False, False, False, True]]]
+    """
+    return length_Bhw > multiple * length_Bhw.flatten(1).median(1).values[:, None, None]
+
+
+@contextlib.contextmanager
+def token_lengths(encoder: nn.Module, layer: int = -1) -> Generator[list[Tensor]]:
+    """While images are encoded: (B, N) lengths of the patches' tokens as one block leaves them, before any LayerNorm.
+
+    Large transformers keep notes on a whole image in a few patches of its background, whose tokens stand out by their length
+    (Darcet et al. 2024, "Vision Transformers Need Registers", arXiv:2309.16588).
+
+    Args:
+        encoder: with patch tokens.
+        layer: of the block; -1 is the last.
+
+    Yields:
+        A list that grows by a tensor for each batch; it stays empty where a block does not give tokens.
+    """
+    assert isinstance(encoder, TimmEncoder)
+    prefix = getattr(encoder.backbone, "num_prefix_tokens", 0)
+    blocks: Any = getattr(encoder.backbone, "blocks", ())
+
+    def lengths(tokens: Tensor) -> Tensor:
+        return tokens.flatten(1, -2)[:, prefix:].float().norm(dim=2)
+
+    with _hooked(blocks[layer] if len(blocks) else None, lengths) as found:
+        yield found
 
 
 @contextlib.contextmanager
@@ -261,14 +313,25 @@ def _attention_keys(encoder: TimmEncoder, layer: int) -> Generator[list[Tensor]]
     if projection is None:
         raise ConfigError(f"{_name(encoder)} does not compute query, key and value together: leave keys off")
     prefix = getattr(backbone, "num_prefix_tokens", 0)
+    with _hooked(projection, lambda output: output.chunk(3, dim=2)[1][:, prefix:]) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _hooked(module: nn.Module | None, read: Callable[[Tensor], Tensor]) -> Generator[list[Tensor]]:
+    """Collects what ``read`` makes of each output of a module."""
     found: list[Tensor] = []
-    handle = projection.register_forward_hook(
-        lambda module, inputs, output: found.append(output.chunk(3, dim=2)[1][:, prefix:])
-    )
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found.append(read(output))
+
+    handle = None if module is None else module.register_forward_hook(keep)
     try:
         yield found
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
 
 
 def _name(encoder: nn.Module) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mc_core.lazy import attach
 
 if TYPE_CHECKING:
-    from mc_vision.patch_evaluation.config import PatchProtocol
+    from mc_vision.patch_evaluation.config import PatchOptions, PatchProtocol
     from mc_vision.patch_evaluation.evaluate import PatchResult, evaluate_patches
     from mc_vision.patch_evaluation.segmentation import (
         THRESHOLDS,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "THRESHOLDS",
+    "PatchOptions",
     "PatchProtocol",
     "PatchResult",
     "PromptScores",
@@ -39,7 +40,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "config": ["PatchProtocol"],
+        "config": ["PatchOptions", "PatchProtocol"],
         "evaluate": ["PatchResult", "evaluate_patches"],
         "segmentation": [
             "THRESHOLDS",

@@ -10,24 +10,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mc_core.errors import ConfigError, DataError
-from mc_vision.data.masks import MaskedImages
+from mc_vision.data.masks import VOID, MaskedImages
 from mc_vision.patch_evaluation.config import PatchProtocol
 from mc_vision.patch_evaluation.segmentation import SegmentationResult, SegmentationTally
 from mc_vision.patch_evaluation.similarity import SimilarityResult, SimilarityTally
 from mc_vision.patches import (
+    PatchObjects,
     check_size,
     color_features,
     image_tensor,
+    long_tokens,
     patch_features,
     patch_objects,
     patch_size,
     random_twin,
     similarity_matrix,
+    token_lengths,
+    without_patches,
 )
 from mc_vision.transforms_config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -36,29 +41,44 @@ RANDOM_INIT, MEAN_COLOR, POSITION_ONLY = "random init", "mean colour", "position
 
 @dataclass(frozen=True)
 class PatchResult:
-    """Both protocols for one model; None where one was not asked for."""
+    """Both protocols for one model; None where one was not asked for.
+
+    Attributes:
+        segmentation: protocol A.
+        similarity: protocol B.
+        long_share: share of all patches with an unusually long token; None where there are no tokens to measure.
+    """
 
     segmentation: SegmentationResult | None
     similarity: SimilarityResult | None
+    long_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "segmentation": None if self.segmentation is None else self.segmentation.to_dict(),
             "similarity": None if self.similarity is None else self.similarity.to_dict(),
+            "long_share": self.long_share,
         }
 
 
 @dataclass
 class _Model:
-    """What gives features (B, h, w, D) of a batch, and what has been measured of them."""
+    """What gives features (B, h, w, D) of a batch, and where there are tokens their lengths (B, h, w); and what has been
+    measured of them."""
 
     patch: int
-    encode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     segmentation: SegmentationTally | None
     similarity: SimilarityTally | None
     feature_sum: Tensor | None = None
-    images: int = 0
+    long: int = 0
+    measured: int = 0
+
+    @property
+    def long_share(self) -> float | None:
+        """See :class:`PatchResult`."""
+        return self.long / self.measured if self.measured else None
 
     @property
     def mean_features(self) -> Tensor:
@@ -118,6 +138,7 @@ def evaluate_patches(
         name: PatchResult(
             model.segmentation.result() if model.segmentation is not None else None,
             model.similarity.result() if model.similarity is not None else None,
+            model.long_share,
         )
         for name, model in {**models, **controls, **averaged}.items()
     }
@@ -135,12 +156,25 @@ def _model(encoder: nn.Module, data: MaskedImages, protocol: PatchProtocol, devi
     patch = patch_size(encoder)
     check_size(protocol.size, patch)
     encoder.to(device).eval()
-    encode = partial(patch_features, encoder, layer=protocol.layer, norm=protocol.norm, keys=protocol.keys)
-    return _Model(patch, encode, *_tallies(data, protocol))
+    return _Model(patch, partial(_encode, encoder, protocol), *_tallies(data, protocol))
 
 
-def _repeat(mean_1hwD: Tensor, x_BCSS: Tensor) -> Tensor:
-    return mean_1hwD.expand(len(x_BCSS), -1, -1, -1)
+def _encode(encoder: nn.Module, protocol: PatchProtocol, x_BCSS: Tensor) -> tuple[Tensor, Tensor | None]:
+    with token_lengths(encoder, protocol.layer) as lengths:
+        z_BhwD = patch_features(encoder, x_BCSS, layer=protocol.layer, norm=protocol.norm, keys=protocol.keys)
+    if not lengths:
+        if protocol.long_tokens == "exclude":
+            raise ConfigError("this encoder does not show the tokens of its blocks: leave long_tokens at count")
+        return z_BhwD, None
+    return z_BhwD, lengths[0].view(z_BhwD.shape[:3])
+
+
+def _color(patch: int, x_BCSS: Tensor) -> tuple[Tensor, None]:
+    return color_features(x_BCSS, patch), None
+
+
+def _repeat(mean_1hwD: Tensor, x_BCSS: Tensor) -> tuple[Tensor, None]:
+    return mean_1hwD.expand(len(x_BCSS), -1, -1, -1), None
 
 
 def _named(control: str, name: str, models: Mapping[str, _Model]) -> str:
@@ -167,7 +201,7 @@ def _controls(
     patches = sorted({model.patch for model in models.values()})
     for patch in patches:
         control = MEAN_COLOR if len(patches) == 1 else f"{MEAN_COLOR}, {patch} pixels"
-        controls[control] = _Model(patch, partial(color_features, patch=patch), *_tallies(data, protocol))
+        controls[control] = _Model(patch, partial(_color, patch), *_tallies(data, protocol))
     if overlap := controls.keys() & models.keys():
         raise ConfigError(f"an encoder is named '{overlap.pop()}', as is a control: name it otherwise")
     return controls
@@ -198,10 +232,17 @@ def _run(
             for patch in {model.patch for model in models.values()}
         }
         for model in models.values():
-            z_BhwD = model.encode(x_BCSS).float().cpu()
+            z_BhwD, length_Bhw = model.encode(x_BCSS)
+            z_BhwD = z_BhwD.float().cpu()
             total = z_BhwD.double().sum(0)
             model.feature_sum = total if model.feature_sum is None else model.feature_sum + total
-            for item, z_hwD, objects_SS, owned in zip(items, z_BhwD, objects_BSS, patches[model.patch], strict=True):
+            shown = list(zip(patches[model.patch], objects_BSS, strict=True))
+            if length_Bhw is not None:
+                long_Bhw = long_tokens(length_Bhw.cpu(), protocol.long_from)
+                model.long, model.measured = model.long + int(long_Bhw.sum()), model.measured + long_Bhw.numel()
+                if protocol.long_tokens == "exclude":
+                    shown = [_without(*pair, long_hw) for pair, long_hw in zip(shown, long_Bhw, strict=True)]
+            for item, z_hwD, (owned, objects_SS) in zip(items, z_BhwD, shown, strict=True):
                 gram_NN = similarity_matrix(z_hwD)
                 if model.segmentation is not None:
                     model.segmentation.add(
@@ -211,9 +252,17 @@ def _run(
                     model.similarity.add(gram_NN, owned)
         skipped += sum(owned.skipped for owned in patches[largest])
         progress(start + len(items))
+    left = " without its long tokens" if protocol.long_tokens == "exclude" else ""
     for model in models.values():
         if model.segmentation is not None and not model.segmentation.objects:
             raise DataError(
-                f"{data.location}: no object has 3 patches of {model.patch} pixels at image size {protocol.size} "
+                f"{data.location}: no object has 3 patches of {model.patch} pixels at image size {protocol.size}{left} "
                 f"({skipped} smaller ones in {len(data)} images): take a larger size, or check the masks"
             )
+
+
+def _without(patches: PatchObjects, objects_SS: np.ndarray, long_hw: Tensor) -> tuple[PatchObjects, np.ndarray]:
+    """Objects in patches and in pixels, with the long tokens' void."""
+    patch = objects_SS.shape[0] // long_hw.shape[0]
+    pixels_SS = long_hw.numpy().repeat(patch, 0).repeat(patch, 1)
+    return without_patches(patches, long_hw), np.where(pixels_SS, VOID, objects_SS)

@@ -1,0 +1,177 @@
+"""Images with COCO annotations: polygons and run lengths, drawn at the size of the original image.
+
+Legend: H × W pixels, O objects of one image, P corners of a polygon.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mc_core.errors import DataError
+from mc_core.files import read_json
+from mc_vision.data._files import count_text
+from mc_vision.data.decoding import decode
+from mc_vision.data.masks import BACKGROUND, VOID, Kind, MaskedImages
+
+
+class CocoMasks(MaskedImages):
+    """Images with COCO annotations; see :func:`open_coco`."""
+
+    layout = "coco"
+
+    def __init__(self, location: str, kind: Kind, folder: Path, records: Sequence[dict[str, Any]], listed: Any) -> None:
+        names = [os.path.splitext(record["file_name"])[0] for record in records]
+        class_names = {entry["id"]: entry["name"] for entry in listed if "id" in entry and "name" in entry}
+        super().__init__(location, kind, names, class_names=class_names)
+        self.folder, self.records = folder, records
+
+    def _load(self, index: int) -> tuple[Image.Image, np.ndarray, np.ndarray, np.ndarray | None]:
+        record = self.records[index]
+        image = decode(self.folder / record["file_name"])
+        assert isinstance(image, Image.Image)
+        height, width = record.get("height", image.height), record.get("width", image.width)
+        masks = []
+        for annotation in record["annotations"]:
+            where = f"{self.location}, annotation {annotation.get('id', '?')}"
+            masks.append(rasterize(annotation.get("segmentation"), height, width, where=where))
+        crowd = np.array([bool(annotation.get("iscrowd")) for annotation in record["annotations"]], dtype=bool)
+        classes = np.array([annotation.get("category_id", 0) for annotation in record["annotations"]], dtype=np.int64)
+        objects_HW = np.full((height, width), BACKGROUND, dtype=np.int32)
+        for i in np.flatnonzero(crowd):  # many things at once, not told apart
+            objects_HW[masks[i]] = VOID
+        single = np.flatnonzero(~crowd)
+        if self.kind == "class region":
+            ids = np.unique(classes[single])
+            position, categories = np.searchsorted(ids, classes), ids
+        else:
+            ids = np.array([record["annotations"][i].get("id", i) for i in single], dtype=np.int64)
+            position, categories = np.cumsum(~crowd) - 1, classes[single]
+        areas = np.array([mask.sum() for mask in masks])
+        for i in single[np.argsort(-areas[single], kind="stable")]:  # smaller objects on top
+            objects_HW[masks[i]] = position[i]
+        return image, objects_HW, ids, categories
+
+
+def open_coco(path: str | Path, *, images: str | Path | None = None, kind: Kind | None = None) -> CocoMasks:
+    """Images with COCO annotations: polygons or run lengths, drawn at the size of the original image.
+
+    Where objects overlap the smaller one is on top. Regions marked ``iscrowd`` are void. Both choices are ours: COCO
+    itself leaves overlaps as they are and ignores matches with crowds. Images without annotations are left out.
+
+    Args:
+        path: of the JSON file.
+        images: folder of the images; default: looked for around the file.
+        kind: ``"instance"`` (default) or ``"class region"``, the union of a category's objects.
+
+    Raises:
+        DataError: no COCO file, no annotated image, images that cannot be found.
+    """
+    path = Path(path)
+    content = read_json(path)
+    for field in ("images", "annotations"):
+        if not isinstance(content, dict) or not isinstance(content.get(field), list):
+            raise DataError(f"{path} is no COCO annotation file: it has no list '{field}'")
+    try:
+        by_image: dict[Any, dict[str, Any]] = {
+            entry["id"]: {**entry, "file_name": entry["file_name"], "annotations": []} for entry in content["images"]
+        }
+        for annotation in content["annotations"]:
+            if annotation.get("segmentation"):
+                by_image[annotation["image_id"]]["annotations"].append(annotation)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no COCO annotation file: an entry lacks, or names an unknown, {error}") from error
+    records = [record for record in by_image.values() if record["annotations"]]
+    if not records:
+        raise DataError(f"{path}: none of its {count_text(len(by_image), 'image')} has a mask")
+    first = records[0]["file_name"]
+    stem, parent = path.stem.rpartition("_")[2], path.absolute().parent
+    around = [base / name for base in (parent, parent.parent) for name in (stem, f"images/{stem}", "images", "")]
+    folders = [Path(images)] if images is not None else around
+    folder = next((folder for folder in folders if (folder / first).is_file()), None)
+    if folder is None:
+        where = os.fspath(images) if images is not None else f"the folders around {path}"
+        raise DataError(f"{path}: its first image {first} is not in {where}; name their folder with images=")
+    return CocoMasks(str(path), kind or "instance", folder, records, content.get("categories") or [])
+
+
+def rasterize(segmentation: Any, height: int, width: int, *, where: str = "segmentation") -> np.ndarray:
+    """(height, width) bool from COCO polygons ``[[x, y, …], …]`` or run lengths ``{"counts": …, "size": [h, w]}``.
+
+    A pixel belongs to a polygon when its centre does (even-odd rule); of several polygons the union is taken. COCO's own
+    tool rounds corners on a finer grid, so single pixels of an edge may differ from its.
+
+    Args:
+        segmentation: as in a COCO annotation; run lengths as numbers or as COCO's compressed text.
+        height: of the image.
+        width: of the image.
+        where: for the error message.
+
+    Raises:
+        DataError: neither of the two, too few corners, or run lengths for another size.
+
+    >>> rasterize([[1, 0, 3, 0, 3, 2, 1, 2]], 3, 4).astype(int).tolist()
+    [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    >>> rasterize({"counts": [2, 3, 1], "size": [2, 3]}, 2, 3).astype(int).tolist()
+    [[0, 1, 1], [0, 1, 0]]
+    """
+    if isinstance(segmentation, dict) and "counts" in segmentation:
+        return _decode_runs(segmentation, height, width, where)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise DataError(f"{where}: neither polygons nor run lengths")
+    mask_HW = np.zeros((height, width), dtype=bool)
+    for polygon in segmentation:
+        try:
+            corners_P2 = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: a polygon is a list of x, y, x, y, …, got {str(polygon)[:60]}") from error
+        if len(corners_P2) < 3 or not np.isfinite(corners_P2).all():
+            raise DataError(f"{where}: a polygon needs at least three finite corners, got {str(polygon)[:60]}")
+        mask_HW |= _fill(corners_P2, height, width)
+    return mask_HW
+
+
+def _fill(corners_P2: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels whose centre has an odd number of edges to its left."""
+    x0, y0 = corners_P2.T
+    x1, y1 = np.roll(corners_P2, -1, axis=0).T
+    centre_H1 = np.arange(height)[:, None] + 0.5
+    crosses_HP = (y0 <= centre_H1) != (y1 <= centre_H1)
+    row, edge = np.nonzero(crosses_HP)
+    share = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
+    crossing = x0[edge] + share * (x1 - x0)[edge]
+    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
+    toggles = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).reshape(height, width + 1)
+    return np.cumsum(toggles, axis=1)[:, :width] % 2 == 1
+
+
+def _decode_runs(runs: Mapping[str, Any], height: int, width: int, where: str) -> np.ndarray:
+    """Run lengths of zeros and ones in turn, down the columns."""
+    size, counts = runs.get("size"), runs["counts"]
+    if list(size or ()) != [height, width]:
+        raise DataError(f"{where}: run lengths of size {size} for an image of height and width {[height, width]}")
+    counts = _uncompress(counts) if isinstance(counts, str) else counts
+    if sum(counts) != height * width or min(counts) < 0:
+        raise DataError(f"{where}: run lengths add up to {sum(counts)} pixels, the image has {height * width}")
+    ones = np.arange(len(counts)) % 2 == 1
+    return np.repeat(ones, counts).reshape(width, height).T
+
+
+def _uncompress(text: str) -> list[int]:
+    """COCO's compressed counts: five bits a character, lowest first, from the fourth on as a difference to two before."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
