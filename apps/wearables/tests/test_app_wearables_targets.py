@@ -62,10 +62,10 @@ def test_a_table_of_labels_with_words_and_demographics(tmp_path, store, recordin
     opened = SegmentStore.open(store)
     found, wanted = labels_of(table, opened, ["group", "smoker"])
     assert wanted == ["group=HIGH", "group=LOW", "group=MIDDLE", "smoker"]
-    assert set(found) == {*wanted, "Age"}
+    assert set(found) == {*wanted, "age"}
     code = opened.participant_codes([f"alice-{p:02d}" for p in range(14)])
     assert found["group=LOW"][code].tolist() == [float(GROUPS[p % 5] == "low") for p in range(14)]
-    assert found["Age"][code].tolist() == [30.0 + p for p in range(14)]
+    assert found["age"][code].tolist() == [30.0 + p for p in range(14)]
     one, only = labels_of(table, opened, ["group=LOW"])
     assert only == ["group=LOW"]
     np.testing.assert_array_equal(one["group=LOW"], found["group=LOW"])

@@ -69,6 +69,12 @@ def test_a_demographic_is_told_from_the_others_and_never_from_itself(people):
     assert alone.has("noise", "age")
 
 
+def test_another_name_of_the_same_thing_tells_nothing(people):
+    first, second = sides(Sex=people["sex"], gender=people["sex"], sex=people["sex"], coin=people["coin"])
+    found = compared(first, second, {"Sex": "participant", "gender": "participant"}, ("sex", "gender"))
+    assert set(found.probes) == {"noise"}
+
+
 def test_classes_of_a_demographic_do_not_tell_each_other(people):
     three = np.arange(PEOPLE) % 3
     columns = {f"sex={word}": (three == k).astype(float) for k, word in enumerate(("female", "male", "other"))}

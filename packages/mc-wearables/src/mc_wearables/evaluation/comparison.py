@@ -114,7 +114,7 @@ def _known_anyway(
     train: Features, test: Features, demographics: Sequence[str], target: str
 ) -> tuple[Features, Features] | None:
     """Demographics but the target as features of both sides; None where none are known, or the same for all."""
-    wanted = {name for name in demographics if name != _stem(target)}
+    wanted = {_stem(name) for name in demographics} - {_stem(target)}
     names = [
         name
         for name in train.labels
@@ -135,10 +135,11 @@ def _known_anyway(
 
 def _stem(name: str) -> str:
     """
-    >>> _stem("sex=female"), _stem("age@segment")
-    ('sex', 'age')
+    >>> _stem("sex=female"), _stem("Age@segment"), _stem("gender")
+    ('sex', 'age', 'sex')
     """
-    return name.partition("@")[0].partition("=")[0]
+    stem = name.partition("@")[0].partition("=")[0].lower()
+    return "sex" if stem == "gender" else stem
 
 
 def _differs(column: np.ndarray) -> bool:
