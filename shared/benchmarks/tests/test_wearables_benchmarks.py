@@ -111,7 +111,7 @@ def test_a_per_sample_loader_gives_two_cleaned_segments_of_one_person(kind):
         kind, participants=3, segments=3, seconds=10, sampling_rate=rate, channels=channels
     ).segments
     for what in (CLEAN, PEAKS):
-        peer = PerSample(segments, what)
+        peer = PerSample(segments, 3, what)
         assert len(peer) == 3
         views = peer[1]
         assert all(view.shape == (channels, 10 * rate) for view in views)

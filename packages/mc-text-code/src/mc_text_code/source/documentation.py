@@ -25,7 +25,7 @@ def docstring_of(literal: str) -> str | None:
     """The text of a Python docstring from its literal; None where it is none (bytes, an f-string).
 
     >>> docstring_of('''"Read\\\\tit.\\\\n\\\\n    Later." '''), docstring_of("r'a\\\\d'"), docstring_of("b'x'")
-    ('Read\\tit.\\n\\nLater.', 'a\\\\d', None)
+    ('Read    it.\\n\\nLater.', 'a\\\\d', None)
     """
     literal = literal.strip()
     match = _PREFIX.match(literal)
