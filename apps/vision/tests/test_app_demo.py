@@ -100,13 +100,17 @@ def test_a_click_shows_the_mask_and_the_slider_changes_it(page, served, tmp_path
     assert abs(x - 48) <= 2
     assert abs(y - 32) <= 2
 
-    page.locator("#auto input").uncheck()
-    slider = page.locator("#threshold input[type=number]")
-    slider.fill("-1")
-    slider.press("Enter")
-    page.locator("#threshold input[type=range]").focus()
+    masked, slider = photo.get_attribute("src"), page.locator("#threshold input[type=range]")
+    slider.focus()
+    page.keyboard.press("Home")  # everything is as similar as −1
+    page.wait_for_function("document.querySelector('#line').innerText.startsWith('100.0 %')")
+    assert photo.get_attribute("src") != masked
+    assert not page.locator("#auto input").is_checked()  # the threshold is the visitor's now
+    assert float(slider.input_value()) == -1
     page.keyboard.press("End")
-    page.wait_for_function(f"document.querySelector('#line').innerText != {first!r}")
+    page.wait_for_function("document.querySelector('#line').innerText.startsWith('0.0 %')")
+    page.locator("#auto input").check()
+    page.wait_for_function(f"document.querySelector('#line').innerText == {first!r}")
     page.screenshot(path=tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
 

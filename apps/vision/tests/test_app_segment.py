@@ -62,6 +62,28 @@ def test_a_point_gives_a_mask_an_overlay_and_its_iou(command, encoders, photo):
     assert found["iou"] > 0.6  # brightness alone tells this square apart, also for an untrained encoder
 
 
+@pytest.mark.parametrize("number", [7, 255])
+def test_the_mask_of_the_object_under_the_point_is_the_truth(command, encoders, photo, number):
+    """Its number need not be given: neither where the mask holds others, nor where it is black and white."""
+    truth = np.zeros((80, 120), np.uint8)
+    truth[16:48, 24:72] = number
+    if number == 7:
+        truth[60:, :] = 3
+        truth[:8, :] = 255  # void
+    Image.fromarray(truth).save(photo.with_name("some.png"))
+    done = command(
+        "segment", encoders / "vit", photo, "--point", "48,32", "--mask", photo.with_name("some.png"), "--json"
+    )
+    assert done.code == 0, done.err
+    (found,) = json.loads(done.out)["images"]
+    with Image.open(found["mask"]) as mask:
+        assert found["iou"] == pytest.approx(mask_iou(np.asarray(mask) > 0, truth == number), abs=1e-4)
+    assert found["iou"] > 0.6
+    # its own mask as the truth
+    again = command("segment", encoders / "vit", photo, "--point", "48,32", "--mask", found["mask"], "--json")
+    assert json.loads(again.out)["images"][0]["iou"] == 1
+
+
 def test_several_points_take_what_looks_like_any_of_them(encoders, photo):
     with Image.open(photo) as image:
         encoded = encode_photo(load_model(encoders / "vit").eval(), image.convert("RGB"), size=120)
@@ -90,12 +112,24 @@ def test_the_automatic_threshold_separates_two_levels():
         (["--point", "5,5", "--mask", "{photo}"], "is no index mask"),
         (["--point", "5,5", "--mask", "{small}"], "is 5×4 pixels, the image 120×80"),
         (["--point", "5,5", "--mask", "{seg}", "--mask", "{seg}"], "2 masks for 1 images"),
+        (["--point", "5,5", "--mask", "{seg}", "--mask-id", "8"], "has no object 8: its objects are 7 (--mask-id)"),
+        (
+            ["--point", "5,5", "--mask", "{two}"],
+            "no object under the point: its objects are 3, 7; name one with --mask-id",
+        ),
+        (["--point", "5,5", "--mask", "{empty}"], "has no object under the point: it has none"),
+        (["{photo}", "--point", "5,5"], "square.png and an image before it would have the same mask file"),
     ],
 )
 def test_what_cannot_be_segmented_is_said_in_one_line(command, encoders, photo, arguments, text):
     small = photo.with_name("small.png")
     Image.fromarray(np.ones((4, 5), np.uint8)).save(small)
-    names = {"photo": photo, "seg": photo.with_name("square.seg.png"), "small": small}
+    two, empty = np.zeros((2, 80, 120), np.uint8)
+    two[16:48, 24:72], two[60:, 60:] = 7, 3
+    for name, mask in (("two", two), ("empty", empty)):
+        Image.fromarray(mask).save(photo.with_name(f"{name}.seg.png"))
+    names = {name: photo.with_name(f"{name}.seg.png") for name in ("two", "empty")}
+    names |= {"photo": photo, "seg": photo.with_name("square.seg.png"), "small": small}
     refused(command("segment", encoders / "vit", photo, *(a.format(**names) for a in arguments)), text)
     assert not photo.with_name("square-mask.png").exists()
 

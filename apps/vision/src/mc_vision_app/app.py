@@ -190,7 +190,7 @@ def segment(
         point: x,y in pixels from the top left. Several: all that looks like any of them.
         threshold: Least cosine similarity, or auto: the split of the similarity map that separates it best (Otsu).
         mask: A PNG mask per image, to measure the IoU with.
-        mask_id: The number of the object in the masks. Default: all numbers but 0 and 255.
+        mask_id: The number of the object in the masks. Default: the object under the point, or the only one there is.
         out: Folder for NAME-mask.png and NAME-overlay.png. Default: beside the image.
         image_size: Longer side in pixels that the encoder sees. Default: 480, or that of training if it was below 160.
         device: Where to compute.

@@ -213,9 +213,14 @@ def _point_tab(gr: Any, opened: OpenedRun, size: int | None, told: Callable[...,
             return photo, photo.image, None, cut, "Click on something."
         return draw(photo, automatic, cut)
 
+    def slide(photo: PointedPhoto, cut: float) -> Any:
+        """The mask at a threshold of the visitor's own; the slider itself is left in their hand."""
+        _, overlay, _, _, text = redraw(photo, False, cut)
+        return overlay, text, False
+
     click.__annotations__["event"] = gr.SelectData
     results = [state, shown, heat, level, line]
     upload.upload(told(load), [upload, state], [state, shown, heat, line], show_progress="minimal")
     shown.select(told(click), [state, auto, level, more], results, show_progress="hidden")
-    level.release(told(redraw), [state, auto, level], results, show_progress="hidden")
-    auto.change(told(redraw), [state, auto, level], results, show_progress="hidden")
+    level.input(told(slide), [state, level], [shown, line, auto], show_progress="hidden", trigger_mode="always_last")
+    auto.input(told(redraw), [state, auto, level], results, show_progress="hidden")

@@ -15,7 +15,7 @@ from mc_core.errors import ConfigError, DataError
 from mc_core.files import atomic_path
 from mc_core.runs import pick_device
 from mc_vision.data.decoding import decode
-from mc_vision.data.masks import decode_mask
+from mc_vision.data.masks import VOID_ID, black_and_white_as_one, decode_mask
 from mc_vision.patches import patch_size
 from mc_vision.prompt import EncodedPhoto, Point, encode_photo, mask_iou, mask_overlay, otsu_threshold
 from mc_vision_app.runs import OpenedRun, open_run
@@ -46,29 +46,36 @@ def run_segment(
     if masks and len(masks) != len(images):
         raise ConfigError(f"{len(masks)} masks for {len(images)} images: give one --mask per image, in their order")
     level = parse_threshold(threshold)
+    targets = [(out if out is not None else path.parent) / path.stem for path in images]
+    if twice := next((path for i, path in enumerate(images) if targets[i] in targets[:i]), None):
+        raise ConfigError(
+            f"{twice} and an image before it would have the same mask file: segment them one by one, with --out"
+        )
     opened = open_run(run, pick_device(device))
     patch_size(opened.encoder)  # says what an encoder without patches does serve
-    truths = [_truth(mask, mask_id) for mask in masks]
+    decoded = [decode_mask(mask) for mask in masks]
     read = [(path, *read_photo(opened, path, size)) for path in images]
-    for (path, image, _, _), truth in zip(read, truths, strict=False):
-        if truth.shape != (image.height, image.width):
-            raise DataError(
-                f"the mask of {path} is {truth.shape[1]}×{truth.shape[0]} pixels, the image {image.width}×{image.height}"
-            )
+    for _, _, photo, _ in read:
+        photo.check_points(where)
+    truths = [
+        _truth(index_HW, image, path, mask, where, mask_id)
+        for index_HW, mask, (path, image, _, _) in zip(decoded, masks, read, strict=False)
+    ]
     found = []
     for i, (path, image, photo, seconds) in enumerate(read):
         similarity = photo.similarity(where)
         cut = otsu_threshold(similarity) if level is None else level
         mask = (similarity > cut).numpy()
-        folder = out if out is not None else path.parent
         record: dict[str, Any] = {
             "image": str(path),
             "points": [list(point) for point in where],
             "threshold": round(cut, 4),
             "covered": round(float(mask.mean()), 4),
             "encoding_seconds": round(seconds, 3),
-            "mask": str(_save(Image.fromarray(mask.astype(np.uint8) * 255), folder / f"{path.stem}-mask.png")),
-            "overlay": str(_save(mask_overlay(image, mask, where), folder / f"{path.stem}-overlay.png")),
+            "mask": str(
+                _save(Image.fromarray(mask.astype(np.uint8) * 255), targets[i].with_name(f"{path.stem}-mask.png"))
+            ),
+            "overlay": str(_save(mask_overlay(image, mask, where), targets[i].with_name(f"{path.stem}-overlay.png"))),
         }
         if truths:
             record["iou"] = round(mask_iou(mask, truths[i]), 4)
@@ -132,9 +139,29 @@ def encode(opened: OpenedRun, image: Image.Image, name: str, size: int | None = 
     return encode_photo(opened.encoder, image, name=name, size=size, mean=mean, std=std)
 
 
-def _truth(path: Path, mask_id: int | None) -> np.ndarray:
-    index = decode_mask(path)
-    return index == mask_id if mask_id is not None else (index != 0) & (index != 255)
+def _truth(
+    index_HW: np.ndarray, image: Image.Image, path: Path, mask: Path, points: Sequence[Point], mask_id: int | None
+) -> np.ndarray:
+    """(H, W) bool: the object that ``mask_id`` names, else those under the points, else the only one there is."""
+    if index_HW.shape != (image.height, image.width):
+        size = f"{index_HW.shape[1]}×{index_HW.shape[0]}"
+        raise DataError(f"the mask {mask} of {path} is {size} pixels, the image {image.width}×{image.height}")
+    index_HW = black_and_white_as_one(index_HW)
+    known = [int(number) for number in np.unique(index_HW) if number not in (0, VOID_ID)]
+    there = (
+        f"its objects are {', '.join(map(str, known[:12]))}{' …' if len(known) > 12 else ''}"
+        if known
+        else "it has none"
+    )
+    if mask_id is not None:
+        if mask_id not in known:
+            raise DataError(f"{mask} has no object {mask_id}: {there} (--mask-id)")
+        return index_HW == mask_id
+    pointed = {int(index_HW[int(y), int(x)]) for x, y in points} & set(known)
+    wanted = pointed or (set(known) if len(known) == 1 else set())
+    if not wanted:
+        raise DataError(f"{mask} has no object under the point: {there}; name one with --mask-id")
+    return np.isin(index_HW, list(wanted))
 
 
 def _save(image: Image.Image, path: Path) -> Path:

@@ -104,7 +104,7 @@ def similarity_histograms(results: Mapping[str, PatchResult], path: StrPath) -> 
             axes.stairs(shares, edges, color=color, linewidth=1.1, label=label)
         axes.set_title(f"{name}\noverlap {result.overlap:.2f}, AUC {result.auc:.2f}", fontsize=9, color=_INK)
         axes.set_yticks([])
-        axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+        axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−.5", "0", ".5", "1"])
         axes.set_xlim(-1, 1)
     for axes in panels[len(found) :]:
         axes.set_axis_off()
@@ -125,6 +125,8 @@ def _save(figure: Any, path: StrPath) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set(fontsize=9, color=_MUTED)
         axes.tick_params(colors=_MUTED, labelsize=8)
         for spine in axes.spines.values():
             spine.set_color(_GRID)

@@ -48,20 +48,27 @@ class EncodedPhoto:
         Raises:
             DataError: no point, or one outside the photo.
         """
+        self.check_points(points)
+        h, w, _ = self.features_hwD.shape
+        prompts = [self.features_hwD[int(y * h / self.height), int(x * w / self.width)] for x, y in points]
+        map_hw = (self.features_hwD @ torch.stack(prompts).T).amax(2)
+        up = F.interpolate(map_hw[None, None], (self.height, self.width), mode="bilinear", align_corners=False)
+        return up[0, 0].clamp_(-1, 1)
+
+    def check_points(self, points: Sequence[Point]) -> None:
+        """See that there are points, all of them on the photo.
+
+        Raises:
+            DataError: no point, or one outside the photo.
+        """
         if not points:
             raise DataError(f"{self.name}: give at least one point, as x,y in pixels")
-        h, w, _ = self.features_hwD.shape
-        prompts = []
         for x, y in points:
             if not (0 <= x < self.width and 0 <= y < self.height):
                 raise DataError(
                     f"{self.name}: the point {x:g},{y:g} is outside the image, which is {self.width} pixels wide and "
                     f"{self.height} high (x from 0 to {self.width - 1}, y from 0 to {self.height - 1})"
                 )
-            prompts.append(self.features_hwD[int(y * h / self.height), int(x * w / self.width)])
-        map_hw = (self.features_hwD @ torch.stack(prompts).T).amax(2)
-        up = F.interpolate(map_hw[None, None], (self.height, self.width), mode="bilinear", align_corners=False)
-        return up[0, 0].clamp_(-1, 1)
 
 
 def encode_photo(
@@ -131,11 +138,15 @@ def otsu_threshold(similarity_HW: Tensor) -> float:
 
 
 def mask_overlay(image: Image.Image, mask_HW: np.ndarray, points: Sequence[Point] = ()) -> Image.Image:
-    """The photo with the mask tinted, the rest dimmed, and a mark at each point."""
+    """The photo with the mask tinted and outlined, the rest dimmed, and a mark at each point."""
     base = np.asarray(image.convert("RGB"), dtype=np.float32)
     tint = 0.55 * base + 0.45 * np.array(_ACCENT, dtype=np.float32)
     dimmed = 0.45 * base + 0.55 * base.mean(2, keepdims=True) * 0.6
-    shown = Image.fromarray(np.where(mask_HW[..., None], tint, dimmed).clip(0, 255).astype(np.uint8))
+    pixels = np.where(mask_HW[..., None], tint, dimmed).clip(0, 255).astype(np.uint8)
+    down, across = mask_HW[1:] != mask_HW[:-1], mask_HW[:, 1:] != mask_HW[:, :-1]
+    for part, edge in ((pixels[1:], down), (pixels[:-1], down), (pixels[:, 1:], across), (pixels[:, :-1], across)):
+        part[edge] = 255
+    shown = Image.fromarray(pixels)
     draw = ImageDraw.Draw(shown)
     radius = max(3, round(min(image.size) / 80))
     for x, y in points:

@@ -194,8 +194,8 @@ class IndexMasks(MaskedImages):
         image = self.images.load(image_row)
         assert isinstance(image, Image.Image)
         index_HW = decode_mask(self.masks.read(mask_row), name=self.masks.name(mask_row))
-        if self.kind == "instance" and self.background == 0 and index_HW.any() and np.isin(index_HW, (0, 255)).all():
-            index_HW //= 255  # black and white: a picture of one object
+        if self.kind == "instance" and self.background == 0:
+            index_HW = black_and_white_as_one(index_HW)
         objects_HW, ids = number_objects(index_HW, background=self.background, void=self.void)
         return image, objects_HW, ids, ids if self.kind == "class region" else None
 
@@ -230,6 +230,15 @@ def decode_mask(data: bytes | str | os.PathLike[str], *, name: str | None = None
         raise DataError(f"{name} is no index mask: its pixels are colours ({mode}), not numbers; {wanted}")
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image).astype(np.int64)
+
+
+def black_and_white_as_one(index_HW: np.ndarray) -> np.ndarray:
+    """A mask of nothing but 0 and 255 shows one object, number 1; any other mask as it is.
+
+    >>> black_and_white_as_one(np.array([0, 255])).tolist(), black_and_white_as_one(np.array([0, 7, 255])).tolist()
+    ([0, 1], [0, 7, 255])
+    """
+    return index_HW // VOID_ID if np.isin(index_HW, (0, VOID_ID)).all() else index_HW
 
 
 def number_objects(

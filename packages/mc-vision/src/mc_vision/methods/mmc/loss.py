@@ -113,16 +113,17 @@ class _Distillation(torch.autograd.Function):
             entropy = torch.zeros((), dtype=wide, device=device)
             for start in range(0, len(student), chunk):
                 part = slice(start, start + chunk)
-                log_q = (teacher[part] @ w_t.T).to(wide).sub_(shift_E).log_softmax(1)
-                log_p = (student[part] @ w_s.T).to(wide).log_softmax(1)
-                q = log_q.exp()
-                entropy -= torch.dot(q.view(-1), log_q.view(-1))
+                logits_t = (teacher[part] @ w_t.T).to(wide).sub_(shift_E)
+                q = logits_t.softmax(1)
+                entropy += _logsumexp(logits_t, q).sum() - torch.dot(q.view(-1), logits_t.view(-1))
+                logits_s = (student[part] @ w_s.T).to(wide)
+                p = logits_s.softmax(1)
                 if relative_T is None:
-                    loss -= torch.dot(q.view(-1), log_p.view(-1))
+                    loss += _logsumexp(logits_s, p).sum() - torch.dot(q.view(-1), logits_s.view(-1))
                 else:
-                    loss -= torch.dot((q * log_p).sum(1), relative_T[part])
+                    loss += torch.dot(_logsumexp(logits_s, p) - (q * logits_s).sum(1), relative_T[part])
                 if d_token is not None and d_weight is not None:
-                    d_logit = log_p.exp_().sub_(q).to(dtype)
+                    d_logit = p.sub_(q).to(dtype)
                     d_token[part] = d_logit @ w_s
                     if dtype == wide:
                         d_weight.addmm_(d_logit.T, pulled[part])
@@ -145,3 +146,8 @@ class _Distillation(torch.autograd.Function):
         d_token, d_weight = ctx.saved_tensors
         grad = grads[0]
         return (grad * d_token, grad * d_weight, *[None] * 9)
+
+
+def _logsumexp(logits: Tensor, softmax: Tensor) -> Tensor:
+    """Of each row, from its softmax, without another exponential: the largest entry of a softmax is at least 1/E."""
+    return logits.amax(1) - softmax.amax(1).log()
