@@ -88,6 +88,10 @@ def test_white_space_and_empty_texts():
 def test_known_texts_come_first_and_are_never_compared_with_each_other():
     known = ["a b c d e f", "a b c d e f"]
     assert near_duplicates(["a b c d e f", "x y", "x  y"], known=known).tolist() == [-2, -1, 1]
+    words = [f"w{n}" for n in range(60)]
+    chain = [" ".join(words[n : n + 50]) for n in (0, 4, 8)]  # each like the next, the first not like the last
+    assert near_duplicates(chain).tolist() == [-1, 0, -1]
+    assert near_duplicates(chain[2:], known=chain[:2]).tolist() == [-3]
 
 
 def test_blocks_do_not_change_the_result(monkeypatch):
@@ -163,6 +167,8 @@ def test_near_duplicates_do_not_cross_the_boundary():
     assert split.near_duplicates > 10
     left = len(split.train) + len(split.valid) + len(split.test)
     assert left + split.near_duplicates == 400
+    twice = split_pairs([*given, *given], seed=3)
+    assert twice.near_duplicates == 0  # copies within a part are the miner's business
     kept = split_pairs([*given, *copied], seed=3, threshold=None)
     assert kept.near_duplicates == 0
     assert kept.test == split.test  # the test is what it was: only what is trained on gives way

@@ -185,6 +185,10 @@ def test_node_types_of_the_table_exist_in_the_grammar(language):
 
 def test_white_space_has_no_class():
     assert class_of("\n", named=False) == ""
+    parser = grammar("go")  # in which the end of a line is a token without a name
+    numbers = [n for n in range(parser.node_kind_count) if not (parser.node_kind_for_id(n) or "").strip("\0\n")]
+    assert numbers
+    assert not class_table("go")[numbers].any()
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,29 @@ def test_ruby():
     )
 
 
+def test_definitions_that_share_a_line_or_a_statement():
+    units = units_of(b"function a() { return 1 } function b() { return 2 }\nlet c = () => 1, d = () => 2;\n", "a.js")
+    assert [(unit.name, unit.code) for unit in units if unit.kind == "function"] == [
+        ("a", "function a() { return 1 }"),
+        ("b", "function b() { return 2 }"),
+        ("c", "let c = () => 1"),
+        ("d", "d = () => 2;"),
+    ]
+    (named_twice,) = units_of(b"const outer = function inner() { return 1; };\n", "a.js")
+    assert (named_twice.name, named_twice.qualified_name) == ("inner", "inner")
+    (callback,) = units_of(b'app.get("/x", function show(req) {\n  return req;\n}); // shown\n', "a.js")
+    assert callback.code == 'app.get("/x", function show(req) {\n  return req;\n}); // shown'
+
+
+def test_a_run_of_line_comments_ends_at_a_block_comment():
+    (_, unit) = units_of(b"/* Licence. */\n// Adds.\n// Twice.\nfunction add() { return 2; }\n", "a.js")
+    assert unit.docstring == "Adds.\nTwice."
+    (unit,) = units_of(b"// not this\n/** Adds. */\nfunction add() { return 2; }\n", "a.js")[1:]
+    assert unit.docstring == "Adds."
+    (unit,) = units_of(b"// Far away.\n\nfunction add() { return 2; }\n", "a.js")[1:]
+    assert unit.docstring == ""
+
+
 def test_comments_can_be_left_out():
     fetch = named("store.py", comments=False)["fetch"]
     assert "#" not in fetch.code
@@ -219,6 +242,13 @@ def test_a_long_statement_is_split_at_its_lines():
     counts = TokenCounts(body)
     assert max(counts.between(part.start_byte, part.end_byte) for part in parts) <= 64 + 10
     assert all(body[part.start_byte - 1 : part.start_byte] in (b"", b"\n") for part in parts)
+
+
+def test_cuts_are_not_inside_a_shorter_statement():
+    statement = "    x = call(\n        1,\n    ); y = 2; z = 3\n"
+    parts = units_of(("def f():\n" + statement * 40 + "    return x\n").encode(), "a.py", max_tokens=48)
+    assert len(parts) > 10
+    assert all(part.code.removeprefix("def f()\n...\n").startswith("    x = call(") for part in parts[1:])
 
 
 def test_a_line_without_end_is_cut_between_tokens():
