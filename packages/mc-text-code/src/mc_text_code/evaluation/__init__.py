@@ -12,8 +12,10 @@ from mc_core.lazy import attach
 if TYPE_CHECKING:
     from mc_text_code.evaluation.baselines import MeanWordVectors, bm25_scores, tfidf_encoder
     from mc_text_code.evaluation.code_lexical import evaluate_code_lexical, lexical_scores, lexical_table
+    from mc_text_code.evaluation.code_search import CodeSearchReport, CodeSpread, evaluate_code_search
     from mc_text_code.evaluation.length_bias import Leak, LengthBias, evaluate_length_bias, length_leak
     from mc_text_code.evaluation.mteb import evaluate_mteb
+    from mc_text_code.evaluation.ranks import Ranks
     from mc_text_code.evaluation.retrieval import (
         Queries,
         Retrieval,
@@ -30,11 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CachedEncoder",
+    "CodeSearchReport",
+    "CodeSpread",
     "Encode",
     "Leak",
     "LengthBias",
     "MeanWordVectors",
     "Queries",
+    "Ranks",
     "Retrieval",
     "SentenceReport",
     "StsEvaluator",
@@ -43,6 +48,7 @@ __all__ = [
     "bm25_scores",
     "difference_in_sts",
     "evaluate_code_lexical",
+    "evaluate_code_search",
     "evaluate_length_bias",
     "evaluate_mteb",
     "evaluate_retrieval",
@@ -64,8 +70,10 @@ __getattr__, __dir__ = attach(
     {
         "baselines": ["MeanWordVectors", "bm25_scores", "tfidf_encoder"],
         "code_lexical": ["evaluate_code_lexical", "lexical_scores", "lexical_table"],
+        "code_search": ["CodeSearchReport", "CodeSpread", "evaluate_code_search"],
         "length_bias": ["Leak", "LengthBias", "evaluate_length_bias", "length_leak"],
         "mteb": ["evaluate_mteb"],
+        "ranks": ["Ranks"],
         "retrieval": [
             "Queries",
             "Retrieval",
