@@ -154,3 +154,53 @@ def mine(
     from mc_text_code_app.code_search import run_mine
 
     run_mine(path, stdlib=stdlib, out=out, as_json=json)
+
+
+@code.command(name="eval")
+def evaluate(
+    model: Path | None = None,
+    /,
+    *,
+    data: Path | None = None,
+    path: Path | None = None,
+    stdlib: _Flag = False,
+    hide_names: _Flag = False,
+    protocol: Literal["a", "b"] = "b",
+    untrained: Annotated[bool, Parameter(negative="--no-untrained")] = True,
+    seed: int = 0,
+    device: _Device = "auto",
+    out: Path | None = None,
+    json: _Json = False,
+) -> None:
+    """How well functions are found by their documentation: by words, by a model, and by both, on functions held out.
+
+    Without a model, by words alone.
+
+    Args:
+        model: A run, any SentenceTransformer folder, or a static table.
+        data: File of pairs: CodeSearchNet, AdvTest, CoSQA, or any .jsonl or .parquet with questions and code.
+        path: Folder with source code; a tenth of its documented functions is asked about, of whole packages or files.
+        stdlib: The installed Python standard library, likewise. Default: what the run held out.
+        hide_names: Hide each function's own name in its code.
+        protocol: b: each question among all candidates; a: in shuffled batches of 1,000, as CodeSearchNet.
+        untrained: Also the same model with random weights, where a run began with such.
+        seed: Of protocol a's order, and of those weights.
+        device: Where to compute.
+        out: Folder for code-eval.json and code-eval.png. Default: that of the run.
+        json: Print one JSON object instead of a table.
+    """
+    from mc_text_code_app.code_eval import run_eval
+
+    run_eval(
+        model,
+        data=data,
+        path=path,
+        stdlib=stdlib,
+        hide_names=hide_names,
+        protocol=protocol,
+        untrained=untrained,
+        seed=seed,
+        device=device,
+        out=out,
+        as_json=json,
+    )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from mc_text_code.codesearch.answer import Answer, Hit
 from mc_text_code.codesearch.embedding import CodeEncoder
 from mc_text_code.codesearch.query import CodeIndex
 from mc_text_code.codesearch.watch import Daemon, ask_search, ask_stop
+
+if TYPE_CHECKING:
+    from mc_text_code_app.opening import AnyEncoder
 
 NOTHING_FOUND = 1
 _SHOWN_LINES = 4
@@ -165,24 +168,33 @@ class SentenceModel:
     """A model of sentences as the encoder of queries and of code.
 
     Args:
-        folder: a run, or any SentenceTransformer folder.
-        device: where to compute.
+        encoder: of texts.
+        identity: what its vectors depend on.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, encoder: AnyEncoder, identity: str) -> None:
+        self.encoder = encoder
+        self.identity = identity
+
+    @classmethod
+    def open(cls, folder: Path, device: str) -> Self:
+        """That of a run, or of any SentenceTransformer folder, on its device."""
         from mc_text_code.search import model_fingerprint
         from mc_text_code_app.opening import model_folder, open_encoder
 
-        self._encoder = open_encoder(folder, device)
-        self.identity = model_fingerprint(model_folder(folder))
+        return cls(open_encoder(folder, device), model_fingerprint(model_folder(folder)))
+
+    def like(self, encoder: AnyEncoder, identity: str) -> Self:
+        """Another model that is asked in the same way."""
+        return type(self)(encoder, identity)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) embeddings."""
-        return self._encoder.encode(list(texts))
+        return self.encoder.encode(list(texts))
 
     def encode_code(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) embeddings."""
-        return self._encoder.encode(list(texts))
+        return self.encoder.encode(list(texts))
 
 
 def code_encoder(folder: Path, device: str) -> CodeEncoder:
@@ -191,4 +203,4 @@ def code_encoder(folder: Path, device: str) -> CodeEncoder:
 
     if is_static_folder(folder):
         return StaticEncoder.load(folder)
-    return SentenceModel(folder, device)
+    return SentenceModel.open(folder, device)

@@ -19,7 +19,8 @@ _SHOWN, _NEAR, _WIDTH = 6, 3, 96
 _MOST = 4_000
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing into files."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -32,14 +33,14 @@ def save(figure: Any, path: Path) -> Path:
     """Write a figure whole, and close it."""
     with atomic_path(path) as draft:
         figure.savefig(draft, format="png", dpi=110, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 
 def compared(found: Measured, path: Path) -> Path:
     """A panel for each figure, a bar for each encoder."""
     names = found.figures()
-    figure, axes = _pyplot().subplots(1, len(names), figsize=(3.4 * len(names), 2.4), squeeze=False)
+    figure, axes = pyplot().subplots(1, len(names), figsize=(3.4 * len(names), 2.4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         rows = {encoder: row[name] for encoder, row in found.rows.items() if np.isfinite(row.get(name, np.nan))}
         for place, (encoder, value) in enumerate(rows.items()):
@@ -75,7 +76,7 @@ def neighbours(encode: Encode, texts: Sequence[str], path: Path, *, seed: int) -
     for number, row in enumerate(rows):
         lines.append(("", _short(texts[row]), "query"))
         lines += [(f"{cosine[number, near]:.2f}", _short(texts[near]), "near") for near in nearest[number]]
-    figure, axis = _pyplot().subplots(figsize=(9, 0.235 * len(lines) + 0.2))
+    figure, axis = pyplot().subplots(figsize=(9, 0.235 * len(lines) + 0.2))
     axis.set_axis_off()
     axis.set_xlim(0, 1)
     axis.set_ylim(len(lines), -0.5)
@@ -104,7 +105,7 @@ def lengths(encode: Encode, texts: Sequence[str], path: Path, *, seed: int, pair
     cosine = np.einsum("nd,nd->n", vectors[first], vectors[second])
     words = np.array([len(text.split()) for text in texts])
     apart = np.abs(words[first] - words[second])
-    figure, axis = _pyplot().subplots(figsize=(6, 2.8))
+    figure, axis = pyplot().subplots(figsize=(6, 2.8))
     shown = [step for step in range(int(np.quantile(apart, 0.98)) + 1) if (apart == step).sum() >= 20]
     middle = np.array([cosine[apart == step].mean() for step in shown])
     spread = np.array([cosine[apart == step].std() for step in shown])
