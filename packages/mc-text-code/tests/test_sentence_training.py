@@ -254,7 +254,7 @@ def test_every_recipe_is_whole():
     assert (laptop.fit, laptop.warm_start) == (simple.fit, simple.warm_start)
     assert simple.augment.kind == "none"
     assert simple.method.queue_batches == 0
-    assert METHODS.names == ["esimcse", "mlm"]
+    assert METHODS.names == ["cocosoda", "esimcse", "mlm"]
 
 
 def test_the_configuration_survives_json():

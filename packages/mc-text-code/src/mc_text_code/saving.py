@@ -57,7 +57,12 @@ print(model.similarity(embeddings, embeddings))
 
 
 def save_sentence_transformer(
-    encoder: SentenceEncoder, folder: StrPath, *, card: Mapping[str, Any] | None = None, license: str = "apache-2.0"
+    encoder: SentenceEncoder,
+    folder: StrPath,
+    *,
+    card: Mapping[str, Any] | None = None,
+    license: str = "apache-2.0",
+    citation: str = CITATION,
 ) -> Path:
     """Save an encoder as a folder that plain ``SentenceTransformer(folder)`` loads and that gives the same embeddings.
 
@@ -69,6 +74,7 @@ def save_sentence_transformer(
         folder: to make or to renew.
         card: what to list in the model card as how it was trained; ``title`` and ``description`` have their own places.
         license: identifier from the hub's list, for the weights.
+        citation: of the method, for the model card.
 
     Raises:
         ConfigError: an encoder without tokenizer, or a folder that cannot be written.
@@ -101,7 +107,7 @@ def save_sentence_transformer(
                 "similarity_fn_name": "cosine",
             },
         )
-        write_atomic(stage / "README.md", _card(encoder, pooling, card or {}, license))
+        write_atomic(stage / "README.md", _card(encoder, pooling, card or {}, license, citation))
         if not folder.exists():
             stage.rename(folder)
         else:
@@ -175,7 +181,7 @@ def _write_modules(encoder: SentenceEncoder, stage: Path) -> str:
     }[kind]
 
 
-def _card(encoder: SentenceEncoder, pooling: str, card: Mapping[str, Any], license: str) -> str:
+def _card(encoder: SentenceEncoder, pooling: str, card: Mapping[str, Any], license: str, citation: str) -> str:
     given = dict(card)
     title = str(given.pop("title", "Sentence encoder"))
     description = str(given.pop("description", "")).strip()
@@ -201,7 +207,7 @@ def _card(encoder: SentenceEncoder, pooling: str, card: Mapping[str, Any], licen
         _USE,
         *trained,
         "## Citation",
-        f"```bibtex\n{CITATION}\n```",
+        f"```bibtex\n{citation}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

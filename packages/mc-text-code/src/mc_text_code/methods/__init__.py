@@ -4,6 +4,10 @@ from mc_core.recipes import MethodTable
 
 METHODS = MethodTable(
     {
+        "cocosoda": (
+            "mc_text_code.methods.cocosoda.config:CoCoSoDaConfig",
+            "mc_text_code.methods.cocosoda.model:CoCoSoDa",
+        ),
         "esimcse": ("mc_text_code.methods.esimcse.config:ESimCSEConfig", "mc_text_code.methods.esimcse.model:ESimCSE"),
         "mlm": ("mc_text_code.methods.mlm.config:MaskedLMConfig", "mc_text_code.methods.mlm.model:MaskedLM"),
     }
