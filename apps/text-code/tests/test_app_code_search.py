@@ -92,6 +92,33 @@ def test_status_and_pairs(tree, tmp_path):
     assert all('"""' not in pair["code"] for pair in pairs)
 
 
+def test_watch_loads_its_model_once(tree, trained, monkeypatch):
+    from mc_text_code.codesearch.watch import Daemon
+    from mc_text_code_app import code_search
+
+    loaded, served = [], []
+    load = code_search.code_encoder
+
+    def counted(folder, device):
+        loaded.append(folder)
+        return load(folder, device)
+
+    def answer_one(daemon):
+        daemon._keeper.index.refresh()
+        daemon._keeper.index.embed()
+        served.append(daemon.index.search("circle", refresh=False).mode)
+        daemon.index.close()
+        daemon._keeper.index.close()
+        daemon._socket.close()
+        daemon._lock.release()
+
+    monkeypatch.setattr(code_search, "code_encoder", counted)
+    monkeypatch.setattr(Daemon, "run", answer_one)
+    run, _ = trained
+    assert code("watch", tree, "--model", run, "--device", "cpu").code == 0
+    assert (loaded, served) == ([run], ["hybrid"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

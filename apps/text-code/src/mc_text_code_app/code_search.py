@@ -116,17 +116,13 @@ def run_status(path: Path, *, index: Path | None, as_json: bool) -> dict[str, An
 
 def run_watch(path: Path, *, model: Path | None, index: Path | None, device: str, stop: bool) -> None:
     """Serve searches of this folder until Ctrl-C."""
-
-    def opened() -> CodeIndex:
-        encoder = None if model is None else code_encoder(model, device)
-        return CodeIndex.open(path, encoder=encoder, folder=index, processes=0)
-
     if stop:
         with CodeIndex.open(path, folder=index) as found:
             if not ask_stop(found.folder):
                 raise ConfigError(f"nothing watches {path}")
         return
-    daemon = Daemon(opened)
+    encoder = None if model is None else code_encoder(model, device)
+    daemon = Daemon(lambda: CodeIndex.open(path, encoder=encoder, folder=index, processes=0))
     sys.stdout.write(f"watching {path}; `mc-text-code code search` there is answered at once (Ctrl-C ends it)\n")
     sys.stdout.flush()
     try:

@@ -40,7 +40,8 @@ class Daemon:
     """Answers for one index until it is stopped.
 
     Args:
-        open_index: opens it, with its encoder; called twice, since one of the two embeds in the background.
+        open_index: opens it, with its encoder; called twice, since one of the two embeds in the background; the encoder of
+            the first is used by both, so load it before and let both have the same one.
         interval: seconds between two looks for changes.
 
     Raises:
