@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from mc_text_code_app.code_train import add_train
+
 code = App(
     name="code",
     help="Search in source code, locally: by words at once, by meaning where a model is named.",
@@ -204,3 +206,6 @@ def evaluate(
         out=out,
         as_json=json,
     )
+
+
+add_train(code)

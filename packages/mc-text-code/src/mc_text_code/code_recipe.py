@@ -23,7 +23,7 @@ class CodeBatchOptions(StrictModel):
     query_length: int = Field(default=128, ge=4)
     """Tokens of a question, special ones included; longer ones are cut."""
     form: Literal["tokens", "source"] = "source"
-    """`tokens`: code as its tokens with a space between, as in the published data; `source`: as it is written, as it is searched."""
+    """`tokens`: code as its tokens with a space between, as in the published data; `source`: as it is written and searched."""
     one_language: bool = False
     """Batches of one language each, as published."""
     language_exponent: float = Field(default=0.7, ge=0, le=1)

@@ -5,7 +5,7 @@ With f the one encoder of questions and code, f_ξ its slow copy, x* a text x wi
 
     c = f(code),  q = f(question)
     c* = sg f_ξ(code*),  q* = sg f_ξ(question*)
-    L = weighted mean of six InfoNCE terms over the batch and the queues N_c, N_q          :mod:`~mc_text_code.methods.cocosoda.loss`
+    L = weighted mean of six InfoNCE terms over the batch and the queues N_c, N_q      :mod:`~mc_text_code.methods.cocosoda.loss`
     then, once per optimizer step:  ξ ← m ξ + (1 − m) θ,  N_c ← c*,  N_q ← q*
 
 So no key is a negative of its own step. Row j of both queues belongs to the same pair, so that their ids together say which keys
@@ -50,7 +50,8 @@ from mc_text_code.type_tokens import type_token_ids
 
 CITATION = """@inproceedings{shi2023cocosoda,
   title = {{CoCoSoDa}: Effective Contrastive Learning for Code Search},
-  author = {Shi, Ensheng and Wang, Yanlin and Gu, Wenchao and Du, Lun and Zhang, Hongyu and Han, Shi and Zhang, Dongmei and Sun, Hongbin},
+  author = {Shi, Ensheng and Wang, Yanlin and Gu, Wenchao and Du, Lun and Zhang, Hongyu and Han, Shi and
+             Zhang, Dongmei and Sun, Hongbin},
   booktitle = {International Conference on Software Engineering},
   year = {2023}
 }"""
