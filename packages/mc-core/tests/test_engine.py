@@ -19,7 +19,7 @@ from mc_core.engine import Method, StepOutput, fit
 from mc_core.engine.checkpoint import CheckpointFolder, differences
 from mc_core.engine.health import HealthMonitor
 from mc_core.engine.method import Progress
-from mc_core.engine.run import locked
+from mc_core.engine.run import Bar, _duration, locked
 from mc_core.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
 from mc_core.export import load_model
 from mc_core.files import load_state, read_jsonl
@@ -486,3 +486,33 @@ def test_a_method_may_save_in_a_form_of_its_own(tmp_path):
     (tmp_path / "model").rmdir()
     fit(OwnForm(), vector_pairs(), fit=make_fit(CASE, steps=2), run_dir=tmp_path)  # killed before it was saved
     assert (tmp_path / "model" / "note.txt").exists()
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then(caplog):
+    now = [100.0]
+    with caplog.at_level("INFO", "mc_core"), Bar(40, 10, show=True, clock=lambda: now[0]) as bar:
+        for _ in range(30):
+            now[0] += 10
+            bar.note("loss 1.5")
+            bar.advance()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"training {10 + done}/40, loss 1.5, about {left} left"
+        for done, left in zip(
+            range(3, 31, 3),
+            ["4:30", "4:00", "3:30", "3:00", "2:30", "2:00", "1:30", "1:00", "0:30", "0:00"],
+            strict=True,
+        )
+    ]
+
+
+def test_another_process_than_the_first_tells_no_progress(caplog):
+    now = [0.0]
+    with caplog.at_level("INFO", "mc_core"), Bar(2, 0, show=False, clock=lambda: now[0]) as bar:
+        now[0] = 99.0
+        bar.advance()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (720, "12:00"), (11_220, "3:07:00")])
+def test_durations_read_as_on_a_clock(seconds, text):
+    assert _duration(seconds) == text

@@ -105,14 +105,14 @@ def build_page(encoder: AnyEncoder, sentences: Sentences, *, title: str) -> Any:
                     elem_id="dense",
                     wrap=True,
                     interactive=False,
-                    column_widths=["80px", ""],
+                    column_widths=["18%", "82%"],
                 )
                 lexical = gr.Dataframe(
                     headers=["score", "by words (BM25)"],
                     elem_id="lexical",
                     wrap=True,
                     interactive=False,
-                    column_widths=["80px", ""],
+                    column_widths=["18%", "82%"],
                 )
             for event in (go.click, query.submit):
                 event(told(search), [query, count], [dense, lexical])

@@ -128,11 +128,18 @@ class BadSamples:
 
 
 class Bar:
-    """A progress bar on standard error, silent when that is no terminal."""
+    """A progress bar on standard error; where that is no terminal, a line in the log every half minute."""
 
-    def __init__(self, total: int, done: int, *, show: bool) -> None:
+    def __init__(
+        self, total: int, done: int, *, show: bool, every: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         console = Console(stderr=True)
         self._show = show and console.is_terminal
+        self._tell = show and not self._show
+        self._total, self._first, self._done = total, done, done
+        self._every, self._clock = every, clock
+        self._began = self._told = clock()
+        self._note = ""
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -156,13 +163,27 @@ class Bar:
 
     def advance(self) -> None:
         """One step done."""
+        self._done += 1
         if self._show:
             self._progress.advance(self._task)
+        elif self._tell and (now := self._clock()) - self._told >= self._every:
+            self._told = now
+            left = (now - self._began) / (self._done - self._first) * (self._total - self._done)
+            note = f", {self._note}" if self._note else ""
+            _log.info("training %d/%d%s, about %s left", self._done, self._total, note, _duration(left))
 
     def note(self, text: str) -> None:
         """Text beside the bar."""
+        self._note = text
         if self._show:
             self._progress.update(self._task, note=text)
+
+
+def _duration(seconds: float) -> str:
+    """As 0:05, 12:00 or 3:07:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Throughput:
