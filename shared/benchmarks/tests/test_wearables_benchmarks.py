@@ -5,12 +5,13 @@ import tarfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from mc_benchmarks import contract, wearables_cohort, wearables_real, wearables_speed
+from mc_benchmarks import contract, wearables_cohort, wearables_embedding, wearables_real, wearables_speed
 from mc_benchmarks.claims import kept, mean_and_spread, over_seeds
 from mc_benchmarks.contract import load_report
 from mc_benchmarks.wearables_cohort import (
@@ -24,14 +25,13 @@ from mc_benchmarks.wearables_cohort import (
     run_wearables_cohort,
     standardised,
 )
+from mc_benchmarks.wearables_embedding import PlainConv1d, onnx_session
 from mc_benchmarks.wearables_real import ECG_ID, PPG, one_each, read_study, run_wearables_real, split_people
 from mc_benchmarks.wearables_speed import (
     CLEAN,
     OURS,
     PEAKS,
     PerSample,
-    PlainConv1d,
-    onnx_session,
     our_batch,
     run_wearables_speed,
     training_step,
@@ -41,13 +41,16 @@ from mc_wearables import (
     EncoderConfig,
     Features,
     PairData,
+    Segments,
     SignalEncoder,
+    export_for_device,
     reidentification,
     resolve_recipe,
     simulate_cohort,
     untrained_like,
 )
 from mc_wearables.augment_config import AugmentConfig
+from mc_wearables.data.segments import standardise
 
 
 @pytest.fixture
@@ -209,15 +212,22 @@ def test_onnx_computes_the_same(tmp_path):
     encoder = SignalEncoder(
         EncoderConfig(architecture="resnet", depth=4, channels=1, sampling_rate=32, seconds=4, width=8)
     )
-    x = torch.randn(3, 1, 128)
-    run = onnx_session(encoder.eval(), x[:2], tmp_path / "tiny.onnx", threads=1)
+    x = torch.from_numpy(standardise(np.random.default_rng(0).normal(size=(3, 1, 128)).astype(np.float32)))
+    report = export_for_device(encoder.eval(), tmp_path / "tiny.onnx", Segments.of(x.numpy(), 32, "ecg", np.arange(3)))
     with torch.no_grad():
-        np.testing.assert_allclose(run(x), encoder(x).numpy(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(onnx_session(report.path, threads=1)(x), encoder(x).numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_speed_runs_end_to_end(results, monkeypatch):
+    made = {}
+
+    def export(encoder, path, segments, *, format="fp32"):
+        made[path] = encoder
+        return SimpleNamespace(path=path, cosine=0.9)
+
     monkeypatch.setattr(wearables_speed, "SHAPES", {"ppg": (2, 64.0, 10.0), "ecg": (1, 128.0, 10.0)})
-    monkeypatch.setattr(wearables_speed, "onnx_session", lambda model, *_: model)  # exported in the test above
+    monkeypatch.setattr(wearables_embedding, "export_for_device", export)  # in the test above
+    monkeypatch.setattr(wearables_embedding, "onnx_session", lambda path, _: made[path])
     loader, embedding = run_wearables_speed(repeats=1, threads=1, people=8, batch=4, segments=4)
     assert load_report("wearables_loader") == loader
     ours = [row for row in loader.rows if row.name.startswith(OURS)]
@@ -228,6 +238,7 @@ def test_speed_runs_end_to_end(results, monkeypatch):
         "eager",
         "eager, plain Conv1d",
         "ONNX Runtime",
+        "ONNX Runtime, 8 bits",
     }
     assert embedding.environment.packages["neurokit2"]
 

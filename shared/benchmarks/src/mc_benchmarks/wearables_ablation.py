@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mc_benchmarks.contract import Report, Row
-from mc_benchmarks.wearables_speed import wearables_environment
+from mc_benchmarks.wearables_common import wearables_environment
 from mc_core.errors import RunError
 from mc_core.files import read_json
 

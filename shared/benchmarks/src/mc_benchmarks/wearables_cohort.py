@@ -16,7 +16,7 @@ import numpy as np
 
 from mc_benchmarks.claims import HIGH, LOW, Scores, kept, mean_and_spread, over_seeds, trained_on_segments, value
 from mc_benchmarks.contract import Report, Row
-from mc_benchmarks.wearables_speed import wearables_environment
+from mc_benchmarks.wearables_common import wearables_environment
 from mc_core.recipes import merge
 from mc_wearables import (
     Features,

@@ -20,7 +20,7 @@ import numpy as np
 from mc_benchmarks.claims import Scores, kept, mean_and_spread, over_seeds, trained_on_segments, value
 from mc_benchmarks.contract import Report, Row
 from mc_benchmarks.wearables_cohort import CLASSICAL, RATE, UNTRAINED, WHO, Sides, baselines, for_identity
-from mc_benchmarks.wearables_speed import wearables_environment
+from mc_benchmarks.wearables_common import wearables_environment
 from mc_core.errors import DataError
 from mc_core.random import derive_seed
 from mc_core.recipes import merge

@@ -5,43 +5,35 @@ Legend: B samples, C channels, T time steps.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
-from mc_benchmarks.contract import Environment, Report, Row, environment, median, median_ratio, paired, spread
+from mc_benchmarks.contract import Report, Row, median, median_ratio, paired, spread
+from mc_benchmarks.wearables_common import reached, wearables_environment
+from mc_benchmarks.wearables_embedding import embedding_report
 from mc_core.cli import keep_freed_memory
 from mc_core.data import StepPlan, finish_on_device, step_loader
 from mc_core.engine import Progress
-from mc_core.export import export_onnx
 from mc_core.optim import build_optimizer
-from mc_core.optional import require
 from mc_wearables import (
     METHODS,
-    EncoderConfig,
     PairData,
     Segments,
-    SignalEncoder,
-    embed_segments,
     resolve_recipe,
     simulate_cohort,
-    untrained_like,
 )
 from mc_wearables.augment_config import AugmentConfig
 from mc_wearables.data.segments import SignalKind, standardise
-from mc_wearables.encoders.efficientnet import EfficientNet1d, SqueezeExcite
 
 BATCH = 64
 SHAPES: dict[SignalKind, tuple[int, float, float]] = {"ppg": (4, 64.0, 60.0), "ecg": (1, 128.0, 30.0)}
@@ -54,15 +46,7 @@ CLEAN, PEAKS, QUALITY = (
 )
 _PEER_PEOPLE = {CLEAN: 8, PEAKS: 8, QUALITY: 2}  # a sample costs the same in any batch, so a few will do
 _OUR_BATCHES = 4  # so that a turn takes as long as a peer's
-EAGER, CONV1D = "eager", "eager, plain Conv1d"
-_LOADER_BAR, _EMBED_BAR, _ONNX_BAR = 20, 500, 5
-
-
-def wearables_environment() -> Environment:
-    """The machine and versions, with those of the packages that signals go through."""
-    found = environment()
-    more = {name: version(name) for name in ("mc-wearables", "neurokit2", "scipy", "onnxruntime")}
-    return found.model_copy(update={"packages": {**found.packages, **more}})
+_LOADER_BAR = 20
 
 
 def run_wearables_speed(
@@ -82,7 +66,7 @@ def run_wearables_speed(
     try:
         return [
             _loader_report(repeats, threads, people, batch),
-            _embedding_report(repeats, threads, segments),
+            embedding_report(repeats, threads, segments),
         ]
     finally:
         torch.set_num_threads(before)
@@ -161,7 +145,7 @@ def _loader_report(repeats: int, threads: int, people: int, batch: int) -> Repor
         rows=rows,
         reading="Faster at least by "
         + ", ".join(f"{ratio:.0f} × ({name.partition(': ')[2]})" for name, ratio in slowest.items())
-        + f"; the bar of {_LOADER_BAR} × is {_met(min(slowest.values()) >= _LOADER_BAR)}"
+        + f"; the bar of {_LOADER_BAR} × is {reached(min(slowest.values()) >= _LOADER_BAR)}"
         f"{'' if min(slowest.values()) >= _LOADER_BAR else ' throughout'}. All read memory-mapped float16. The per-sample "
         "loaders do not augment, ours does. Of a training step of the laptop recipes, choosing and augmenting takes at most "
         f"{100 * share:.1f} %.",
@@ -244,167 +228,3 @@ def training_step(recipe: Any, batch: dict[str, Any]) -> Callable[[], None]:
         progress.step += 1
 
     return step
-
-
-class _SqueezeExcite1d(nn.Module):
-    def __init__(self, reduce: nn.Module, expand: nn.Module) -> None:
-        super().__init__()
-        self.reduce, self.expand = reduce, expand
-
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        return x_BCT * self.expand(nn.functional.silu(self.reduce(x_BCT.mean(2, keepdim=True)))).sigmoid()
-
-
-class PlainConv1d(nn.Module):
-    """The same EfficientNet with the same weights, from ``Conv1d`` and ``BatchNorm1d``: how one would write it down."""
-
-    def __init__(self, encoder: SignalEncoder) -> None:
-        super().__init__()
-        assert isinstance(encoder.backbone, EfficientNet1d)
-        self.layers = _flat(copy.deepcopy(encoder.backbone.layers)).eval()
-
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        return self.layers(x_BCT).mean(2)
-
-
-def _flat(module: nn.Module) -> nn.Module:
-    """``module`` with every layer over (B, C, 1, T) replaced by its twin over (B, C, T)."""
-    if isinstance(module, nn.Conv2d):
-        twin = nn.Conv1d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size[1],
-            module.stride[1],
-            int(module.padding[1]),
-            groups=module.groups,
-            bias=module.bias is not None,
-        )
-        twin.load_state_dict({name: t.squeeze(2) if name == "weight" else t for name, t in module.state_dict().items()})
-        return twin
-    if isinstance(module, nn.BatchNorm2d):
-        norm = nn.BatchNorm1d(module.num_features, eps=module.eps)
-        norm.load_state_dict(module.state_dict())
-        return norm
-    for name, child in module.named_children():
-        setattr(module, name, _flat(child))
-    return _SqueezeExcite1d(module.reduce, module.expand) if isinstance(module, SqueezeExcite) else module
-
-
-def onnx_session(model: nn.Module, example: Tensor, path: Path, threads: int) -> Callable[[Tensor], Any]:
-    """The model through ONNX Runtime."""
-    with torch.inference_mode():
-        scale = float(model(example).std())
-    export_onnx(model, example, path, tolerance=max(1e-4 * scale, 1e-9))
-    runtime = require("onnxruntime", extra="mc-core[export]", purpose="run ONNX")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x_BCT: session.run(None, {name: x_BCT.numpy()})[0]
-
-
-def _embedding_report(repeats: int, threads: int, count: int) -> Report:
-    torch.set_num_threads(threads)
-    rows = []
-    recipe = resolve_recipe("ahms-ppg-laptop").method.encoder
-    laptop: dict[str, tuple[EncoderConfig, int]] = {
-        f"laptop encoder, {config.channels} channels at {config.sampling_rate:g} Hz": (config, count)
-        for config in (
-            recipe.model_copy(update={"seconds": 60.0}),
-            recipe.model_copy(update={"seconds": 60.0, "channels": 4, "sampling_rate": 64.0}),
-        )
-    }
-    speeds: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (config, n) in laptop.items():
-            segments, encoder = _embeddable(config, n)
-            run = onnx_session(encoder, segments.rows(range(2)), Path(folder) / f"{len(rows)}.onnx", threads)
-            parts = segments.rows(range(n)).split(32)
-            found = paired(
-                {
-                    EAGER: partial(embed_segments, encoder, segments),
-                    "ONNX Runtime, batches of 32": lambda r=run, p=parts: [r(x) for x in p],
-                },
-                repeats=repeats,
-            )
-            rows += _rows(name, found, n)
-            speeds.append(n / median(found[EAGER]))
-        paper_rows, ratios = _paper_rows(Path(folder), repeats, sorted({1, threads}))
-    rows += paper_rows
-    report = Report(
-        benchmark="wearables_embedding",
-        command="uv run mc-benchmark wearables-speed",
-        question=f"60-second PPG segments embedded per second, on {threads} threads unless said otherwise",
-        settings={"repeats": repeats, "segments": count, "threads": threads},
-        environment=wearables_environment(),
-        columns=["segments/s (median)", "ms per segment", "IQR ms", "GFLOP/s", "× eager"],
-        rows=rows,
-        reading=f"The laptop encoder embeds {speeds[0]:.0f} segments/s in its own form (bar {_EMBED_BAR}: "
-        f"{_met(speeds[0] >= _EMBED_BAR)}), {speeds[1]:.0f} with 4 channels at 64 Hz. ONNX Runtime beside the paper's "
-        f"encoder in eager PyTorch, over the lines shown: {_span(ratios[EAGER])} × as fast as ours, which runs convolutions "
-        f"over time as 2-D ones with channels last, {_span(ratios[CONV1D])} × as fast as Conv1d (bar {_ONNX_BAR}: "
-        f"{_met(min(ratios[EAGER]) >= _ONNX_BAR)} throughout). GFLOP/s show how far each is from what a core can do.",
-    )
-    report.save()
-    report.show()
-    return report
-
-
-def _paper_rows(folder: Path, repeats: int, threads: list[int]) -> tuple[list[Row], dict[str, list[float]]]:
-    """The paper's encoder one by one and in batches, and how much faster ONNX Runtime is than either eager form."""
-    segments, encoder = _embeddable(resolve_recipe("ahms-ppg").method.encoder, 16)
-    plain = PlainConv1d(encoder)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        encoder(segments.rows([0]))
-    rows: list[Row] = []
-    ratios: dict[str, list[float]] = {EAGER: [], CONV1D: []}
-    for number in threads:
-        torch.set_num_threads(number)
-        run = onnx_session(encoder, segments.rows(range(2)), folder / f"paper-{number}.onnx", number)
-        for batch in (1, 16):
-            x = segments.rows(range(batch))
-            with torch.inference_mode():
-                found = paired(
-                    {EAGER: partial(encoder, x), CONV1D: partial(plain, x), "ONNX Runtime": partial(run, x)},
-                    repeats=repeats,
-                )
-            name = f"paper's encoder, {number} thread{'s' if number > 1 else ''}, batch of {batch}"
-            rows += _rows(name, found, batch, flop=counter.get_total_flops())
-            for eager, known in ratios.items():
-                known.append(median_ratio(found[eager], found["ONNX Runtime"]))
-    return rows, ratios
-
-
-def _embeddable(config: EncoderConfig, count: int) -> tuple[Segments, SignalEncoder]:
-    """Segments of that form, and an encoder whose statistics were taken from them: time does not depend on the weights."""
-    cohort = simulate_cohort(
-        "ppg", participants=8, segments=2, seconds=config.seconds, sampling_rate=config.sampling_rate, channels=config.channels
-    )  # fmt: skip
-    rows = np.arange(count) % len(cohort.segments)
-    segments = Segments.of(cohort.segments.signals[rows], config.sampling_rate, "ppg", rows)
-    return segments, untrained_like(SignalEncoder(config), cohort.segments)
-
-
-def _rows(name: str, found: Mapping[str, list[float]], count: int, flop: float | None = None) -> list[Row]:
-    return [
-        Row(
-            name=f"{name}: {how}",
-            values={
-                "segments/s (median)": count / median(seconds),
-                "ms per segment": 1e3 * median(seconds) / count,
-                "IQR ms": 1e3 * spread(seconds) / count,
-                "GFLOP/s": None if flop is None else 1e-9 * flop * count / median(seconds),
-                "× eager": None if how == EAGER else median_ratio(found[EAGER], seconds),
-            },
-        )
-        for how, seconds in found.items()
-    ]
-
-
-def _span(values: list[float]) -> str:
-    return f"{min(values):.1f} to {max(values):.1f}"
-
-
-def _met(true: bool) -> str:
-    return "reached" if true else "not reached"

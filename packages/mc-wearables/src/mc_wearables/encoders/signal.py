@@ -55,7 +55,7 @@ class SignalEncoder(nn.Module):
         self.config = config
         self.num_features = config.width
         self.input_shape = (config.channels, config.samples)
-        self.backbone = _BACKBONES[config.architecture](config)
+        self.backbone: nn.Module = _BACKBONES[config.architecture](config)
 
     @classmethod
     def from_config(cls, config: EncoderConfig | Mapping[str, Any]) -> Self:
