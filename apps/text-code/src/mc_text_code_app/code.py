@@ -208,4 +208,35 @@ def evaluate(
     )
 
 
+@code.command
+def ablate(
+    path: Path | None = None,
+    /,
+    *,
+    stdlib: _Flag = False,
+    recipe: str = "cocosoda-laptop",
+    seeds: int = 3,
+    steps: int | None = None,
+    out: Path = Path("runs/code-ablation"),
+    json: _Json = False,
+) -> None:
+    """The parts of CoCoSoDa one after the other: in-batch contrast, + queue, + soft augmentation, + intra-modal, + names hidden.
+
+    All at equal steps from equal weights, measured on functions of other packages or files, beside split BM25. Run the same
+    command again after an interruption: finished rows are not run again.
+
+    Args:
+        path: Folder with source code, or a file of pairs (.jsonl, .jsonl.gz, .json, .parquet).
+        stdlib: The installed Python standard library; so also without a path.
+        recipe: What is changed.
+        seeds: Runs of each.
+        steps: Optimizer steps of each run. Default: the recipe's.
+        out: Folder of the runs and the table.
+        json: Print one JSON object instead of a table.
+    """
+    from mc_text_code_app.code_ablate import run_ablate
+
+    run_ablate(path, stdlib=stdlib, recipe_name=recipe, seeds=seeds, steps=steps, out=out, as_json=json)
+
+
 add_train(code)

@@ -26,6 +26,8 @@ from mc_text_code_app.measure import UNTRAINED, untrained_like
 
 HELD_OUT = "held-out.jsonl"
 """In the folder of a run: the pairs it was not trained on."""
+VALID = "valid.jsonl"
+"""In the folder of a run: pairs it was chosen with, which stand among the candidates."""
 FEWEST = 50
 """Documented functions that a folder must have, of which a tenth is asked about."""
 _DEEPEST = 100
@@ -102,7 +104,8 @@ def _source(model: Path | None, data: Path | None, path: Path | None, stdlib: bo
         parts = split_pairs(pairs)
         return Source(CodeSearchSet.of(parts.test, parts.valid), name)
     if model is not None and (model / HELD_OUT).is_file():
-        return Source(CodeSearchSet.of(open_pairs(model / HELD_OUT).pairs), f"{model}, held out")
+        others = open_pairs(model / VALID).pairs if (model / VALID).is_file() else []
+        return Source(CodeSearchSet.of(open_pairs(model / HELD_OUT).pairs, others), f"{model}, held out")
     raise ConfigError("name what to measure on: --data FILE with pairs, --path FOLDER with source code, or --stdlib")
 
 

@@ -15,10 +15,6 @@ so that an interrupted study goes on where it was, and other figures are measure
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +25,7 @@ import torch
 
 from mc_core.engine.loop import fit
 from mc_core.errors import ConfigError, DataError
-from mc_core.files import StrPath, read_json, write_json
+from mc_core.files import StrPath
 from mc_core.recipes import merge, validated
 from mc_core.seeds import Run, Spread, differences_over_seeds, over_seeds
 from mc_text_code.data.pairs import SentenceData
@@ -40,6 +36,7 @@ from mc_text_code.evaluation.baselines import MeanWordVectors, tfidf_encoder
 from mc_text_code.evaluation.retrieval import Queries
 from mc_text_code.evaluation.summary import evaluate_sentences
 from mc_text_code.evaluation.vectors import Encode
+from mc_text_code.kept_rows import all_different, digest, kept_row, plain, slug
 from mc_text_code.methods import METHODS
 from mc_text_code.recipe import Recipe
 from mc_text_code.training import WARM_START_FOLDER, prepare, warm_start
@@ -94,9 +91,9 @@ class Claims:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        found: dict[str, Any] = {"rows": _plain(self.rows()), "seeds": len(self.runs), "notes": list(self.notes)}
+        found: dict[str, Any] = {"rows": plain(self.rows()), "seeds": len(self.runs), "notes": list(self.notes)}
         if SIMCSE in self.cases:
-            found[f"minus {SIMCSE}"] = _plain(self.differences())
+            found[f"minus {SIMCSE}"] = plain(self.differences())
         return found
 
 
@@ -139,7 +136,11 @@ def component_claims(
         raise DataError("nothing to measure on: give STS tasks, held-out sentences or queries")
     sentences = sentences if isinstance(sentences, Sentences) else Sentences.of(sentences)
     recipes = {name: _changed(recipe, name, changes) for name, changes in cases.items()}
-    _all_different(recipes)
+    all_different(
+        {name: one.model_dump(mode="json") for name, one in recipes.items()},
+        "with the paper's cases take a recipe that has both repetition (augment.kind other than none) and a queue "
+        "(method.queue_batches above 0), such as esimcse-laptop",
+    )
     if on_row is None:
         on_row = _silent
 
@@ -213,11 +214,7 @@ class _Study:
             "measured_on": self.measured_on,
         }
         prefix = "" if recipe is None else f"seed-{recipe.fit.seed}-"
-        path = self.folder / "rows" / f"{prefix}{_slug(name)}-{_digest(described)}.json"
-        if not path.exists():
-            values = {column: value for column, value in self.measure(encoder()).items() if math.isfinite(value)}
-            write_json(path, {**described, "values": values})
-        values = dict(read_json(path)["values"])
+        values = kept_row(self.folder / "rows", prefix + name, described, lambda: self.measure(encoder()))
         self.on_row(name, values)
         return values
 
@@ -255,21 +252,10 @@ class _Begun:
         torch.manual_seed(recipe.fit.seed)
         method = METHODS.method_class(recipe.system)(recipe.method, encoder=encoder)
         resolved = recipe.model_copy(update={"method": method.config}).model_dump(mode="json")
-        result = fit(method, data, fit=recipe.fit, run_dir=self.folder / _slug(name), recipe=resolved)
+        result = fit(method, data, fit=recipe.fit, run_dir=self.folder / slug(name), recipe=resolved)
         found = result.method.encoder
         assert isinstance(found, SentenceEncoder)
         return found.eval()
-
-
-def _all_different(recipes: Mapping[str, Recipe[Any]]) -> None:
-    seen: dict[str, str] = {}
-    for name, recipe in recipes.items():
-        other = seen.setdefault(_digest(recipe.model_dump(mode="json")), name)
-        if other != name:
-            raise ConfigError(
-                f"cases '{other}' and '{name}' come to the same recipe: with the paper's cases take a recipe that has both "
-                "repetition (augment.kind other than none) and a queue (method.queue_batches above 0), such as esimcse-laptop"
-            )
 
 
 def _changed(recipe: Recipe[Any], name: str, changes: Mapping[str, Any]) -> Recipe[Any]:
@@ -304,26 +290,14 @@ def _description(
     found: dict[str, Any] = {"split": split, "seed": seed}
     for name, task in (tasks or {}).items():
         part, pairs = task.select(split)
-        found[f"task {name}"] = [part, task.scale, _digest([pairs.sentence1, pairs.sentence2, pairs.gold.tolist()])]
+        found[f"task {name}"] = [part, task.scale, digest([pairs.sentence1, pairs.sentence2, pairs.gold.tolist()])]
     for name, asked in (queries or {}).items():
         answer = np.asarray(asked.answer).tolist()
-        found[f"queries {name}"] = _digest([asked.queries, asked.candidates, answer])
+        found[f"queries {name}"] = digest([asked.queries, asked.candidates, answer])
     if texts is not None:
-        found["texts"] = _digest(list(texts))
-        found["sources"] = None if sources is None else _digest([str(source) for source in sources])
+        found["texts"] = digest(list(texts))
+        found["sources"] = None if sources is None else digest([str(source) for source in sources])
     return found
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _plain(rows: Mapping[str, Mapping[str, Spread]]) -> dict[str, dict[str, Any]]:
-    return {row: {column: value.to_dict() for column, value in columns.items()} for row, columns in rows.items()}
 
 
 def _silent(name: str, values: Mapping[str, float]) -> None:

@@ -396,6 +396,33 @@ def code_search_signals(*, folder: Path | None = None, queries: int = 1500, seed
 
 
 @app.command
+def code_search_claims(
+    *,
+    root: tuple[Path, ...] = (),
+    pairs: int = 5_000,
+    seeds: int = 3,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    device: _Device = "cpu",
+    keep: Path = Path("runs/benchmarks"),
+) -> None:
+    """The parts of CoCoSoDa one after the other on real code, measured on unseen packages, beside split BM25.
+
+    Args:
+        root: Folders of Python code; may be given several times. Default: the standard library and what is installed beside it.
+        pairs: Of the test part.
+        seeds: Runs of each.
+        steps: Optimizer steps of each run. Default: the recipe's.
+        batch_size: Pairs of a step. Default: the recipe's.
+        device: Where to train.
+        keep: Folder of finished runs; those that are there are not run again.
+    """
+    from mc_benchmarks.code_claims import run_code_claims
+
+    run_code_claims(roots=root, pairs=pairs, seeds=seeds, steps=steps, batch_size=batch_size, device=device, keep=keep)
+
+
+@app.command
 def tables(*files: Path, check: bool = False) -> None:
     """Write the tables of README files from the saved results, between their ``<!-- benchmark: NAME -->`` marks.
 

@@ -31,7 +31,7 @@ from mc_text_code.data.code_search_sets import CodeSearchSet
 from mc_text_code.evaluation.code_lexical import lexical_scores
 from mc_text_code.evaluation.ranks import MISSING, Ranks, fused_scores, rank_blocks, ranks_of
 from mc_text_code.evaluation.retrieval import TIE, Retrieval
-from mc_text_code.evaluation.vectors import encode_texts, normalized, similarity_blocks
+from mc_text_code.evaluation.vectors import Encode, encode_texts, normalized, similarity_blocks
 
 LEXICAL, DENSE, HYBRID = "lexical", "dense", "hybrid"
 CUTOFF, BATCH = 1_000, 1_000
@@ -41,6 +41,27 @@ Direction = Literal["query to code", "code to query"]
 _VALUES = 1 << 22  # scores of a block
 _SPREAD_ROWS = 4_096
 _NO_TIE = 1e-12  # sums of a few reciprocals
+
+
+@dataclass(frozen=True)
+class OneEncoder:
+    """One function for queries and code, as a :class:`~mc_text_code.codesearch.embedding.CodeEncoder`.
+
+    Attributes:
+        encode: texts → (N, D) vectors.
+        identity: what they depend on.
+    """
+
+    encode: Encode
+    identity: str = ""
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D)."""
+        return self.encode(texts)
+
+    def encode_code(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D)."""
+        return self.encode(texts)
 
 
 @dataclass(frozen=True)
