@@ -160,7 +160,10 @@ class Texts:
 
 def _measured(recipe: CodeRecipe[Any], result: RunResult, parts: Parts, run_dir: Path, clock: Clock) -> Result:
 
-    trained = result.method.encoder.eval()
+    trained = result.method.encoder
+    assert isinstance(trained, SentenceEncoder)
+    assert trained.tokenizer is not None
+    trained.eval()
     device = next(trained.parameters()).device
     start = new_code_encoder(recipe.method.encoder, trained.tokenizer, recipe.fit.seed).to(device).eval()
     found = evaluate_code_search(

@@ -189,3 +189,29 @@ def token_pairs(count: int = 48, vocabulary: int = 60, longest: int = 12, seed: 
         positive_attention_mask=(doubled > 0).long(),
         ids=torch.arange(count),
     )
+
+
+def typed_token_pairs(count: int = 48, vocabulary: int = 60, longest: int = 12, seed: int = 0) -> TensorData:
+    """Rows of token ids with a class for each, and beside each row one of its tokens in another order: ``code_input_ids``,
+    ``code_attention_mask``, ``code_type_ids``, ``code_own_name`` (count, longest), ``query_input_ids``,
+    ``query_attention_mask``, ``query_type_ids`` (count, longest − 2), ``code_ids`` and ``query_ids``. Id 0 pads, 1 begins and 2
+    ends a row.
+    """
+    data = token_pairs(count, vocabulary, longest, seed)
+    ids, mask = data.tensors["input_ids"], data.tensors["attention_mask"]
+    inner = (ids > 2).to(torch.uint8)
+    query = ids.flip(1)[:, 3:]  # of shorter rows the padding comes first: moved behind
+    order = (query <= 2).to(torch.uint8).argsort(dim=1, stable=True)
+    query = query.gather(1, order) * (query.gather(1, order) > 2)
+    query = torch.cat([torch.ones(count, 1, dtype=torch.int64), query], dim=1)
+    return TensorData(
+        code_input_ids=ids,
+        code_attention_mask=mask,
+        code_type_ids=inner * (1 + ids % 12).to(torch.uint8),
+        code_own_name=(torch.arange(longest) == 2).expand(count, longest) & (inner > 0),
+        query_input_ids=query,
+        query_attention_mask=(query > 0).long(),
+        query_type_ids=(query > 2).to(torch.uint8),
+        code_ids=torch.arange(count) << 8,
+        query_ids=torch.arange(count),
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,7 @@ from mc_text_code.source.pool import map_items
 from mc_text_code.source.token_classes import CLASS_IDS
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
 CodeForm = Literal["tokens", "source"]
@@ -156,17 +157,17 @@ class _Classed:
 
 
 def _tokenize(
-    tokenizer: PreTrainedTokenizerFast, texts: itertools.chain[ClassedText] | object, count: int, max_length: int
+    tokenizer: PreTrainedTokenizerFast, texts: Iterable[ClassedText], count: int, max_length: int
 ) -> CodeTokens:
     backend = tokenizer.backend_tokenizer
     before = backend.truncation, backend.padding
     backend.enable_truncation(max_length)
     backend.no_padding()
     ids, lengths, types = [], [], []
-    source = iter(texts)  # type: ignore[call-overload]
+    source = iter(texts)
     try:
         for _ in range(0, count, _CHUNK):
-            chunk: list[ClassedText] = list(itertools.islice(source, _CHUNK))
+            chunk = list(itertools.islice(source, _CHUNK))
             encoded = backend.encode_batch([one.text for one in chunk])
             length = np.fromiter((len(one.ids) for one in encoded), np.int64, count=len(encoded))
             total = int(length.sum())
@@ -228,6 +229,6 @@ def code_hashes(pairs: Sequence[CodePair]) -> tuple[np.ndarray, tuple[str, ...]]
     return (hashes >> _LANGUAGE_BITS << _LANGUAGE_BITS) | spoken, languages
 
 
-def language_of_hash(code_ids: np.ndarray) -> np.ndarray:
-    """The language's number in what :func:`code_hashes` gives; also of tensors."""
+def language_of_hash(code_ids: Tensor) -> Tensor:
+    """The language's number in what :func:`code_hashes` gives."""
     return code_ids & ((1 << _LANGUAGE_BITS) - 1)
