@@ -172,6 +172,65 @@ def test_a_store_of_too_few_people_is_refused_before_training(tmp_path, recordin
     assert "2 of 4 people are held out" in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_export_names_the_extra_that_is_missing(missing, tmp_path, trained, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, missing, None)
+    for format in ("onnx", "int8"):
+        done = command("export", trained[0], "--format", format, "--out", tmp_path / "e.onnx")
+        refused(done, rf"'{missing}' is needed to export", r'pip install "mc-core\[export\]"')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_to_where_nothing_can_be_written(tmp_path, trained, command):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept").touch()
+    for format in ("onnx", "int8"):
+        export = ("export", trained[0], "--format", format, "--out")
+        refused(
+            command(*export, tmp_path / "file" / "e.onnx"), r"file could not be written \(File exists\)", "another name"
+        )
+        refused(
+            command(*export, tmp_path / "folder"), r"folder could not be written \(Is a directory\)", "another name"
+        )
+    hub = ("export", trained[0], "--format", "hub", "--out")
+    refused(command(*hub, tmp_path / "folder"), r"folder exists and is not empty; name another with --out")
+    refused(command(*hub, tmp_path / "file"), r"file exists and is a file; name another with --out")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "kept"]
+    assert (tmp_path / "file").read_text() == "a file"
+
+
+def test_export_of_runs_that_have_nothing_whole_to_export(tmp_path, trained, command):
+    run, out = tmp_path / "run", tmp_path / "e.onnx"
+    refused(command("export", trained[0], "--format", "tflite"), r"tflite", r"onnx.*int8.*hub")
+    refused(command("export", tmp_path / "nope"), r"no such run folder")
+    shutil.copytree(trained[0], run, ignore=shutil.ignore_patterns("model*", "checkpoints"))
+    refused(command("export", run, "--out", out), r"no model and no checkpoint yet", r"mc-wearables pretrain")
+    shutil.copytree(trained[0] / "model", run / "model")
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    (run / "model" / "model.safetensors").write_bytes(weights[:100])
+    refused(command("export", run, "--out", out), r"model\.safetensors: cannot be read, probably cut off or damaged")
+    (run / "model" / "model.safetensors").write_bytes(weights)
+    for text in ("[]", "5", '{"signal": "eeg"}', '{"trained_on": "simulated"}', '{"signal": "ppg", "trained_on": 5}'):
+        (run / "data.json").write_text(text)
+        refused(command("export", run, "--out", out), r"data\.json is damaged: it should hold the signal")
+    (run / "data.json").write_text("{")
+    refused(
+        command("export", run, "--out", out), r"data\.json, line 2, column 1: not JSON|data\.json, line 1.*not JSON"
+    )
+    assert not out.exists()
+
+
+def test_an_encoder_without_its_segments_is_exported_on_those_of_a_store(tmp_path, trained, store, command):
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "e.onnx"
+    refused(command("export", trained[0] / "model", "--out", out), r"does not say what it was trained on: name a store")
+    fields = command("export", trained[0] / "model", store, "--out", out, "--json").json
+    assert fields["cosine"] > 0.9999
+    assert out.stat().st_size == pytest.approx(1e6 * fields["megabytes"])
+
+
 def test_an_interrupted_run_knows_its_segments(tmp_path, trained, command):
     """What ``kill -9`` leaves: checkpoints and what was written before them, no model."""
     run = tmp_path / "run"

@@ -190,6 +190,7 @@ def embed(
 @app.command
 def export(
     run: Path,
+    store: Path | None = None,
     /,
     *,
     format: Literal["onnx", "int8", "hub"] = "onnx",
@@ -200,14 +201,15 @@ def export(
 
     Args:
         run: Run folder, or a saved encoder.
-        format: onnx: 32-bit; int8: weights and activations in 8 bits, calibrated on segments of the run; hub: a folder with a
-            model card.
+        store: Segments to compare and calibrate on. Default: those the run was trained on.
+        format: onnx: 32-bit; int8: weights and activations in 8 bits, calibrated on segments of training people; hub: a folder
+            with a model card.
         out: File or folder to write. Default: RUN/export/….
         json: Print one JSON object instead of lines.
     """
     from mc_wearables_app.export import run_export
 
-    run_export(run, format=format, out=out, as_json=json)
+    run_export(run, store, format=format, out=out, as_json=json)
 
 
 @app.command

@@ -12,7 +12,9 @@ from mc_wearables.deployment import export_for_device
 from mc_wearables_app.runs import open_run
 
 
-def run_export(run: Path, *, format: Literal["onnx", "int8", "hub"], out: Path | None, as_json: bool) -> Path:
+def run_export(
+    run: Path, store: Path | None, *, format: Literal["onnx", "int8", "hub"], out: Path | None, as_json: bool
+) -> Path:
     """Export, and say what was written."""
     opened = open_run(run)
     config = opened.encoder.config
@@ -33,7 +35,7 @@ def run_export(run: Path, *, format: Literal["onnx", "int8", "hub"], out: Path |
         lines = [f"push it with: huggingface-cli upload NAME {target}"]
     else:
         with Status("opening the segments of the run"):
-            segments = opened.data(None).train
+            segments = opened.data(store).train
         with Status("exporting and comparing with PyTorch"):
             report = export_for_device(opened.encoder, target, segments, format="fp32" if format == "onnx" else "int8")
         fields |= report.to_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -186,10 +186,21 @@ def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
     """
     need_run_folder(folder, command=COMMAND)
     recipe = resolve_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
-    facts = read_json(folder / DATA_FILE) if (folder / DATA_FILE).exists() else {}
+    signal, trained_on = _origin(folder / DATA_FILE)
     encoder, step = open_model(folder, recipe, METHODS, command=COMMAND)
     if not isinstance(encoder, SignalEncoder):
         raise CheckpointError(f"{folder} holds a {type(encoder).__name__}, not an encoder of mc-wearables")
-    return OpenedRun(
-        folder, encoder.eval().to(device or "cpu"), recipe, step, facts.get("signal"), facts.get("trained_on")
-    )
+    return OpenedRun(folder, encoder.eval().to(device or "cpu"), recipe, step, signal, trained_on)
+
+
+def _origin(file: Path) -> tuple[SignalKind | None, str | None]:
+    """The signal of a run and the store behind it, None for what is not known."""
+    facts = read_json(file) if file.exists() else {}
+    known = isinstance(facts, dict)
+    signal, trained_on = (facts.get("signal"), facts.get("trained_on")) if known else (None, None)
+    known &= signal in get_args(SignalKind) if facts else True
+    if not known or not isinstance(trained_on, str | None):
+        raise CheckpointError(
+            f"{file} is damaged: it should hold the signal (ppg or ecg) and the store that the run was trained on"
+        )
+    return signal, trained_on

@@ -18,7 +18,7 @@ import torch
 
 from mc_core.errors import DataError, RunError
 from mc_core.export import export_onnx
-from mc_core.files import atomic_path
+from mc_core.files import atomic_path, explain_write_error
 from mc_core.optional import require
 from mc_wearables.data.segments import Segments
 from mc_wearables.encoders import SignalEncoder
@@ -81,18 +81,23 @@ def export_for_device(
             if its embeddings then still agree (:data:`LEAST_COSINE`), else, and for the others, convolutions and products.
 
     Raises:
-        MissingDependencyError: onnx or onnxruntime is not installed.
+        MissingDependencyError: onnx, onnxscript or onnxruntime is not installed.
         DataError: no segments.
+        ConfigError: the place cannot be written.
         RunError: the export disagrees with PyTorch; no file is left.
     """
-    require("onnx", extra=_EXTRA, purpose="export to ONNX")
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        require(name, extra=_EXTRA, purpose="export to ONNX")
     if not len(segments):
         raise DataError("give segments of training people, to compare the exported encoder on")
     path = Path(path)
     rows = np.linspace(0, len(segments) - 1, min(_COMPARED, len(segments))).round().astype(np.int64)
     x_BCT = segments.rows(rows)
     module = encoder.standardising().cpu().eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_write_error(error, path.parent) from error
     if format == "fp32":
         _exported(module, x_BCT, path)
     else:
@@ -150,9 +155,9 @@ def _quantise(source: Path, target: Path, variant: _Variant, x_BCT: torch.Tensor
 
     class Calibration(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            # the percentile method keeps all activations in memory
+            # the percentile method keeps all activations in memory, and wants batches of one size
             rows = np.linspace(0, len(x_BCT) - 1, min(_CALIBRATION, len(x_BCT))).round().astype(np.int64)
-            self._batches = iter([{name: part.numpy()} for part in x_BCT[rows].split(16)])
+            self._batches = iter([{name: part.numpy()} for part in x_BCT[rows].split(1)])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
