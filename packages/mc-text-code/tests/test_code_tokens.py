@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mc_core.errors import ConfigError
 from mc_text_code.data.code_pairs import CodePair
+from mc_text_code.data.code_text import classed_text
 from mc_text_code.data.code_tokens import (
-    classed_text,
     code_hashes,
     language_of_hash,
     text_hashes,

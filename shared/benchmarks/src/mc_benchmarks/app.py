@@ -340,6 +340,19 @@ def text_speed(
 
 
 @app.command
+def code_step(*, repeats: int = 11, device: _Device = "cpu") -> None:
+    """A training step of CoCoSoDa beside in-batch contrast, and the share of its soft augmentations.
+
+    Args:
+        repeats: Rounds.
+        device: Where.
+    """
+    from mc_benchmarks.code_step import run_code_step
+
+    run_code_step(repeats=repeats, device=device)
+
+
+@app.command
 def code_source(*, repeats: int = 5, megabytes: float = 6.0) -> None:
     """Source code into tokens and units, beside tree-sitter's parser alone.
 
