@@ -59,5 +59,5 @@ class TestCodeContract(MethodContract):
         code_case("cocosoda", {}),
         code_case("released", {"parity": "released", "temperature": 4.0, "queue_start": "empty"}),
         code_case("same-language", {"same_language": True, "intra_modal": False}),
-        code_case("in-batch", {"queue_size": 0, "momentum_keys": False}),
+        code_case("in-batch", {"queue_size": 0, "momentum_keys": False}, falls_by=0.02),
     ]

@@ -10,6 +10,9 @@ from mc_core.lazy import attach
 if TYPE_CHECKING:
     from mc_text_code.augment_config import AugmentConfig
     from mc_text_code.claims import component_claims
+    from mc_text_code.code_recipe import CodeRecipe, resolve_code_recipe
+    from mc_text_code.code_training import train_code
+    from mc_text_code.data.code_data import CodeData
     from mc_text_code.data.code_files import open_pairs, write_pairs
     from mc_text_code.data.code_mining import MinedPairs, mine, mine_standard_library
     from mc_text_code.data.code_pairs import CodePair, split_pairs
@@ -39,7 +42,9 @@ __all__ = [
     "METHODS",
     "TOKEN_CLASSES",
     "AugmentConfig",
+    "CodeData",
     "CodePair",
+    "CodeRecipe",
     "CodeSearchSet",
     "Duplicates",
     "ESimCSECallback",
@@ -73,12 +78,14 @@ __all__ = [
     "open_sentences",
     "open_sts",
     "pretrain_sentences",
+    "resolve_code_recipe",
     "resolve_recipe",
     "save_sentence_transformer",
     "search_lexical",
     "source_files",
     "split_pairs",
     "standard_library_sentences",
+    "train_code",
     "train_tokenizer",
     "units_of",
     "write_pairs",
@@ -89,6 +96,9 @@ __getattr__, __dir__ = attach(
     {
         "augment_config": ["AugmentConfig"],
         "claims": ["component_claims"],
+        "code_recipe": ["CodeRecipe", "resolve_code_recipe"],
+        "code_training": ["train_code"],
+        "data.code_data": ["CodeData"],
         "data.code_files": ["open_pairs", "write_pairs"],
         "data.code_mining": ["MinedPairs", "mine", "mine_standard_library"],
         "data.code_pairs": ["CodePair", "split_pairs"],

@@ -13,6 +13,7 @@ from mc_benchmarks.contract import Report, Row, environment, median, median_rati
 from mc_core.cli import keep_freed_memory
 from mc_core.engine import Batch, Progress
 from mc_core.optim import build_optimizer
+from mc_core.queue import FeatureQueue
 from mc_core.recipes import merge
 from mc_text_code.code_recipe import CodeRecipe, resolve_code_recipe
 from mc_text_code.methods.cocosoda.model import CoCoSoDa
@@ -83,6 +84,7 @@ def step_of(method: CoCoSoDa, recipe: CodeRecipe[Any], batch: Batch) -> Callable
 def filled(method: CoCoSoDa) -> CoCoSoDa:
     """The method with full queues, as it is for all but its first steps."""
     for queue in method.queues.values():
+        assert isinstance(queue, FeatureQueue)
         rows = normalize(torch.randn(queue.size, queue.dim, generator=torch.Generator().manual_seed(1)), dim=1)
         queue.enqueue(rows.to(queue.features.device), torch.arange(queue.size, device=queue.features.device) - 2**40)
     return method
