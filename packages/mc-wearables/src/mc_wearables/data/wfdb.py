@@ -128,9 +128,11 @@ def _rhythms(wfdb: Any, header: Path, frame_rate: float, seconds: float, options
         for sample, note in zip(found.sample, found.aux_note, strict=True)
         if note.startswith("(") and note.strip("\x00 (")
     ]
-    ends = [begin for begin, _ in marks[1:]] + [seconds]
+    begins = [*(begin for begin, _ in marks), seconds]
     return tuple(
-        Span(float(begin), float(end), text) for (begin, text), end in zip(marks, ends, strict=True) if end > begin
+        Span(float(begin), float(end), text)
+        for (begin, text), end in zip(marks, begins[1:], strict=True)
+        if end > begin
     )
 
 
