@@ -85,6 +85,23 @@ def test_a_run_stands_beside_words_and_its_untrained_self(file, trained):
     assert "untrained" not in shown
 
 
+def test_what_a_run_held_out_is_asked_by_default(file, trained, tmp_path):
+    import shutil
+
+    refused = code("eval", trained[0], "--device", "cpu")  # it held out sentences
+    assert refused.code == 2
+    assert "name what to measure on" in refused.err
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    lines = file.read_text().splitlines(keepends=True)
+    (run / "held-out.jsonl").write_text("".join(lines[:20]))
+    alone = code("eval", run, "--device", "cpu", "--json").json["rows"]["lexical"]
+    assert (alone["queries"], alone["candidates"]) == (20, 20)
+    (run / "valid.jsonl").write_text("".join(lines[20:50]))
+    among = code("eval", run, "--device", "cpu", "--json").json["rows"]["lexical"]
+    assert (among["queries"], among["candidates"]) == (20, 50)
+
+
 def test_a_static_table_is_a_model(file, tmp_path):
     import numpy as np
 

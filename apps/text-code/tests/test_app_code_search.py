@@ -97,7 +97,7 @@ def test_watch_loads_its_model_once(tree, trained, monkeypatch):
     from mc_text_code_app import code_search
 
     loaded, served = [], []
-    load = code_search.code_encoder
+    load = code_search._opened
 
     def counted(folder, device):
         loaded.append(folder)
@@ -112,7 +112,7 @@ def test_watch_loads_its_model_once(tree, trained, monkeypatch):
         daemon._socket.close()
         daemon._lock.release()
 
-    monkeypatch.setattr(code_search, "code_encoder", counted)
+    monkeypatch.setattr(code_search, "_opened", counted)
     monkeypatch.setattr(Daemon, "run", answer_one)
     run, _ = trained
     assert code("watch", tree, "--model", run, "--device", "cpu").code == 0

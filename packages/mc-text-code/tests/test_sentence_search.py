@@ -12,7 +12,8 @@ from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.files import read_json, write_json
 from mc_text_code import SentenceIndex, search_lexical
 from mc_text_code import search as search_module
-from mc_text_code.search import corpus_fingerprint, model_fingerprint
+from mc_text_code.fingerprint import model_fingerprint
+from mc_text_code.search import corpus_fingerprint
 
 TEXTS = [f"sentence {n}" for n in range(50)]
 

@@ -239,4 +239,27 @@ def ablate(
     run_ablate(path, stdlib=stdlib, recipe_name=recipe, seeds=seeds, steps=steps, out=out, as_json=json)
 
 
+@code.command
+def export(
+    model: Path,
+    /,
+    *,
+    format: Literal["onnx-int8", "static"] = "onnx-int8",
+    out: Path | None = None,
+    json: _Json = False,
+) -> None:
+    """Make searches fast: the model's queries without torch, or the whole model as a table.
+
+    Args:
+        model: A run, or any SentenceTransformer folder.
+        format: onnx-int8: a copy for queries with weights of 8 bits, which `code search --model MODEL` then takes by itself;
+            code keeps the vectors of the model. static: a table of token vectors, a model of its own, readable by model2vec.
+        out: Folder to write. Default: onnx inside the model's folder, static beside it.
+        json: Print one JSON object instead of lines.
+    """
+    from mc_text_code_app.code_export import run_export
+
+    run_export(model, format=format, out=out, as_json=json)
+
+
 add_train(code)

@@ -16,7 +16,8 @@ from mc_core.files import write_json
 from mc_text_code.codesearch.embedding import CodeEncoder
 from mc_text_code.data.code_files import open_pairs
 from mc_text_code.data.code_mining import mine, mine_standard_library
-from mc_text_code.data.code_pairs import require_pairs, split_pairs
+from mc_text_code.data.code_pairs import CodePair, require_pairs, split_pairs
+from mc_text_code.data.code_records import read_records
 from mc_text_code.data.code_search_sets import CodeSearchSet, open_search_set
 from mc_text_code.encoders import SentenceEncoder
 from mc_text_code.evaluation.code_search import DENSE, HYBRID, LEXICAL, CodeSearchReport, evaluate_code_search
@@ -103,10 +104,19 @@ def _source(model: Path | None, data: Path | None, path: Path | None, stdlib: bo
         require_pairs(pairs, FEWEST, what="measure on", source=name)
         parts = split_pairs(pairs)
         return Source(CodeSearchSet.of(parts.test, parts.valid), name)
-    if model is not None and (model / HELD_OUT).is_file():
+    if model is not None and (held := held_out_pairs(model)):
         others = open_pairs(model / VALID).pairs if (model / VALID).is_file() else []
-        return Source(CodeSearchSet.of(open_pairs(model / HELD_OUT).pairs, others), f"{model}, held out")
+        return Source(CodeSearchSet.of(held, others), f"{model}, held out")
     raise ConfigError("name what to measure on: --data FILE with pairs, --path FOLDER with source code, or --stdlib")
+
+
+def held_out_pairs(run: Path) -> list[CodePair]:
+    """The pairs that a run was not trained on; none where it held out sentences, or nothing."""
+    file = run / HELD_OUT
+    if not file.is_file():
+        return []
+    _, first = next(read_records(file))
+    return open_pairs(file).pairs if "code" in first else []
 
 
 def _untrained(folder: Path, encoder: CodeEncoder | None, seed: int) -> CodeEncoder | None:
@@ -118,7 +128,8 @@ def _untrained(folder: Path, encoder: CodeEncoder | None, seed: int) -> CodeEnco
     if (method.get("encoder") or {}).get("name") is not None or not isinstance(encoder.encoder, SentenceEncoder):
         return None
     device = next(encoder.encoder.parameters()).device
-    return encoder.like(untrained_like(encoder.encoder, seed).to(device), UNTRAINED)
+    other = untrained_like(encoder.encoder, seed).to(device)
+    return SentenceModel(lambda: other, UNTRAINED)
 
 
 def _fields(found: CodeSearchReport, source: Source, model: Path | None, clock: Clock) -> dict[str, Any]:

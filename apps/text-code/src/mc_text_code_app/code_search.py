@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
 from mc_core.cli import Status, print_json, print_table
 from mc_core.errors import ConfigError
 from mc_text_code.codesearch.answer import Answer, Hit
-from mc_text_code.codesearch.embedding import CodeEncoder
+from mc_text_code.codesearch.embedding import CodeEncoder, QueryEncoder
 from mc_text_code.codesearch.query import CodeIndex
 from mc_text_code.codesearch.watch import Daemon, ask_search, ask_stop
+from mc_text_code.fingerprint import model_fingerprint
+from mc_text_code_app.folders import model_folder
 
 if TYPE_CHECKING:
     from mc_text_code_app.opening import AnyEncoder
@@ -44,15 +47,15 @@ def run_search(
         raise ConfigError("--full, --vimgrep and --json are three ways to print: take one of them")
     if mode == "lexical" and model is not None:
         raise ConfigError("--mode lexical needs no --model: leave one of them out")
-    encoder = None if model is None else code_encoder(model, device)
-    with CodeIndex.open(path, encoder=encoder, folder=index, processes=0) as opened:
+    encoders = code_encoders(model, device)
+    with CodeIndex.open(path, **encoders, folder=index, processes=0) as opened:
         warm = None
         if model is None:
             warm = ask_search(opened.folder, query, k, mode=mode, languages=languages, paths=paths)
         if warm is None:
             with Status(f"indexing {path}") as shown:
                 notes = opened.refresh(progress=_told(shown, f"indexing {path}")).notes
-            if encoder is not None:
+            if model is not None:
                 with Status("embedding") as shown:
                     opened.embed(progress=_told(shown, "embedding"))
             answer = opened.search(query, k, mode=mode, languages=languages, paths=paths, refresh=False)
@@ -121,8 +124,8 @@ def run_watch(path: Path, *, model: Path | None, index: Path | None, device: str
             if not ask_stop(found.folder):
                 raise ConfigError(f"nothing watches {path}")
         return
-    encoder = None if model is None else code_encoder(model, device)
-    daemon = Daemon(lambda: CodeIndex.open(path, encoder=encoder, folder=index, processes=0))
+    encoders = code_encoders(model, device)
+    daemon = Daemon(lambda: CodeIndex.open(path, **encoders, folder=index, processes=0))
     sys.stdout.write(f"watching {path}; `mc-text-code code search` there is answered at once (Ctrl-C ends it)\n")
     sys.stdout.flush()
     try:
@@ -137,8 +140,8 @@ def run_serve(path: Path, *, mcp: bool, model: Path | None, index: Path | None, 
         raise ConfigError("say which protocol: code serve --mcp")
     from mc_text_code.codesearch.serve import build_server
 
-    encoder = None if model is None else code_encoder(model, device)
-    build_server(lambda: CodeIndex.open(path, encoder=encoder, folder=index, processes=0)).run()
+    encoders = code_encoders(model, device)
+    build_server(lambda: CodeIndex.open(path, **encoders, folder=index, processes=0)).run()
 
 
 def run_mine(path: Path | None, *, stdlib: bool, out: Path, as_json: bool) -> None:
@@ -164,25 +167,18 @@ class SentenceModel:
     """A model of sentences as the encoder of queries and of code.
 
     Args:
-        encoder: of texts.
+        load: gives the encoder of texts; called when one is first needed.
         identity: what its vectors depend on.
     """
 
-    def __init__(self, encoder: AnyEncoder, identity: str) -> None:
-        self.encoder = encoder
+    def __init__(self, load: Callable[[], AnyEncoder], identity: str) -> None:
+        self._load = load
         self.identity = identity
 
-    @classmethod
-    def open(cls, folder: Path, device: str) -> Self:
-        """That of a run, or of any SentenceTransformer folder, on its device."""
-        from mc_text_code.search import model_fingerprint
-        from mc_text_code_app.opening import model_folder, open_encoder
-
-        return cls(open_encoder(folder, device), model_fingerprint(model_folder(folder)))
-
-    def like(self, encoder: AnyEncoder, identity: str) -> Self:
-        """Another model that is asked in the same way."""
-        return type(self)(encoder, identity)
+    @cached_property
+    def encoder(self) -> AnyEncoder:
+        """The encoder itself."""
+        return self._load()
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) embeddings."""
@@ -193,10 +189,41 @@ class SentenceModel:
         return self.encoder.encode(list(texts))
 
 
+class Encoders(TypedDict):
+    """What :meth:`CodeIndex.open` takes of a model."""
+
+    encoder: CodeEncoder | None
+    queries: QueryEncoder | None
+
+
+def code_encoders(folder: Path | None, device: str) -> Encoders:
+    """The static table or the model of sentences in a folder, and its copy for queries where it has one.
+
+    With such a copy the model itself, and torch, is loaded only when there is something to embed.
+    """
+    if folder is None:
+        return Encoders(encoder=None, queries=None)
+    place = model_folder(folder)
+    if (place / "onnx").is_dir():
+        from mc_text_code.codesearch.onnx_queries import OnnxQueries
+
+        identity = model_fingerprint(place)
+        if (queries := OnnxQueries.beside(place, identity)) is not None:
+            return Encoders(encoder=SentenceModel(lambda: _opened(folder, device), identity), queries=queries)
+    return Encoders(encoder=code_encoder(folder, device), queries=None)
+
+
 def code_encoder(folder: Path, device: str) -> CodeEncoder:
     """The static table or the model of sentences in a folder."""
     from mc_text_code.codesearch.static import StaticEncoder, is_static_folder
 
     if is_static_folder(folder):
         return StaticEncoder.load(folder)
-    return SentenceModel.open(folder, device)
+    encoder = _opened(folder, device)  # first: it says best what is wrong with a folder
+    return SentenceModel(lambda: encoder, model_fingerprint(model_folder(folder)))
+
+
+def _opened(folder: Path, device: str) -> AnyEncoder:
+    from mc_text_code_app.opening import open_encoder
+
+    return open_encoder(folder, device)

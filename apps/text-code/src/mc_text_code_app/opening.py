@@ -132,8 +132,3 @@ def chosen_run(run: Path | None) -> Path | None:
     if found is not None:
         _log.info("encoder: %s (name another with --run)", found)
     return found
-
-
-def model_folder(run: Path) -> Path:
-    """Where the encoder's own files are: of a run its ``model/``."""
-    return run / "model" if (run / "model" / "modules.json").is_file() else run

@@ -12,8 +12,10 @@ import numpy as np
 from mc_core.cli import Clock, Status, print_json
 from mc_core.errors import ConfigError
 from mc_text_code.data.sentences import Sentences
-from mc_text_code.search import Hits, SentenceIndex, model_fingerprint, search_lexical
-from mc_text_code_app.opening import AnyEncoder, chosen_run, corpus_name, model_folder, open_corpus, open_encoder
+from mc_text_code.fingerprint import model_fingerprint
+from mc_text_code.search import Hits, SentenceIndex, search_lexical
+from mc_text_code_app.folders import model_folder
+from mc_text_code_app.opening import AnyEncoder, chosen_run, corpus_name, open_corpus, open_encoder
 
 NOTHING_FOUND = 1
 

@@ -29,7 +29,6 @@ FORMAT = 1
 INDEX_FILE = "index.json"
 _ENCODED = 16_384  # texts given to the encoder at a time, which may sort them by length
 _ROWS, _QUERIES = 16_384, 256  # of a block of similarities
-_MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model", ".tiktoken"}
 _OURS = re.compile(r"vectors-[0-9a-f]{12}\.npy|sentences-[0-9a-f]{12}\.parquet")
 _log = logging.getLogger("mc_core")
 
@@ -56,7 +55,7 @@ class SentenceIndex:
     Attributes:
         texts: N sentences.
         vectors: (N, D) float32, of length one, in memory or mapped from the file; zeros where the encoder gave zeros.
-        model: fingerprint of the encoder; see :func:`model_fingerprint`.
+        model: fingerprint of the encoder; see :func:`~mc_text_code.fingerprint.model_fingerprint`.
 
     >>> letters = lambda texts: np.array([[t.count(c) for c in "abc"] for t in texts], dtype=float)
     >>> index = SentenceIndex.build(["aab", "bbc", "c"], letters)
@@ -108,7 +107,7 @@ class SentenceIndex:
             folder: to read or to make.
             texts: the corpus.
             encode: sentences → dense vectors.
-            model: fingerprint of the encoder, from :func:`model_fingerprint`.
+            model: fingerprint of the encoder, from :func:`~mc_text_code.fingerprint.model_fingerprint`.
             progress: called with the share encoded.
 
         Raises:
@@ -227,31 +226,6 @@ class SentenceIndex:
             last = place[best] == k - 1
             least_Q[torch.from_numpy(query[last])] = torch.from_numpy(score[last])
         return row.reshape(len(queries), k), score.reshape(len(queries), k)
-
-
-def model_fingerprint(folder: str | Path) -> str:
-    """A hash of the files that make a saved model what it is: configuration, weights, vocabulary; not its card.
-
-    Args:
-        folder: of the model, such as a SentenceTransformer's.
-
-    Raises:
-        CheckpointError: no such files.
-    """
-    folder = Path(folder)
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in _MODEL_FILES and path.is_file() and not path.name.startswith(".")
-    )
-    if not files:
-        raise CheckpointError(f"{folder} holds no saved model")
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return whole.hexdigest()
 
 
 def corpus_fingerprint(texts: Sequence[str]) -> str:

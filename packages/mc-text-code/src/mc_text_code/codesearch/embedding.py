@@ -16,6 +16,13 @@ from mc_text_code.codesearch.store import Store, chunk_id
 from mc_text_code.codesearch.vectors import Model, Vectors
 
 
+class QueryEncoder(Protocol):
+    """What embeds queries into the space of a :class:`CodeEncoder`."""
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts of natural language → (N, D) float."""
+
+
 class CodeEncoder(Protocol):
     """What embeds queries and code into one space."""
 

@@ -30,7 +30,7 @@ from mc_text_code.codesearch.answer import Answer, Hit
 from mc_text_code.codesearch.arms import Arms, check_request, files_taken
 from mc_text_code.codesearch.config import IndexConfig, Mode, RankingConfig
 from mc_text_code.codesearch.database import FOLDER, DamagedIndexError, ReplacedIndexError
-from mc_text_code.codesearch.embedding import CodeEncoder, Embedding, checked, embed_missing, place_known
+from mc_text_code.codesearch.embedding import CodeEncoder, Embedding, QueryEncoder, checked, embed_missing, place_known
 from mc_text_code.codesearch.places import index_folder
 from mc_text_code.codesearch.refresh import LOCK_SECONDS, Progress, Refresh, refresh
 from mc_text_code.codesearch.showing import unit_at
@@ -124,11 +124,13 @@ class CodeIndex:
         encoder: CodeEncoder | None,
         ranking: RankingConfig,
         processes: int,
+        queries: QueryEncoder | None = None,
     ) -> None:
         self.root = root
         self.encoder = encoder
         self.ranking = ranking
         self.processes = processes
+        self.queries = queries
         self._store = store
         self._lister = lister
         self._loaded: _Loaded | None = None
@@ -142,6 +144,7 @@ class CodeIndex:
         root: StrPath,
         *,
         encoder: CodeEncoder | None = None,
+        queries: QueryEncoder | None = None,
         folder: StrPath | None = None,
         config: IndexConfig | None = None,
         ranking: RankingConfig | None = None,
@@ -153,6 +156,7 @@ class CodeIndex:
         Args:
             root: the folder to search.
             encoder: for the dense arm; without one, answers are lexical.
+            queries: encodes what is asked instead, into the same space, such as the encoder's copy in int8.
             folder: of the index. Default: ``.mc-code`` in the root, or below the user's cache folder where the root cannot be
                 written or is the standard library.
             config: how files are cut.
@@ -174,7 +178,7 @@ class CodeIndex:
         place = Path(folder) if folder is not None else index_folder(found)
         lister = lister or partial(source_files, found, folders_left_out=(FOLDER,))
         store = Store(place, config or IndexConfig())
-        return cls(found, store, lister, encoder, ranking or RankingConfig(), processes)
+        return cls(found, store, lister, encoder, ranking or RankingConfig(), processes, queries)
 
     @property
     def folder(self) -> Path:
@@ -305,7 +309,7 @@ class CodeIndex:
             self._queries.move_to_end(text)
             return self._queries[text]
         encoder = self._encoder()
-        vector = checked(encoder.encode_queries([text]), 1, encoder)[0]
+        vector = checked((self.queries or encoder).encode_queries([text]), 1, encoder)[0]
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
         self._queries[text] = vector
         if len(self._queries) > _REMEMBERED:
