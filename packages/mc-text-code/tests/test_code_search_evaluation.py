@@ -16,7 +16,7 @@ from mc_text_code.codesearch.config import RankingConfig
 from mc_text_code.codesearch.ranking import fuse
 from mc_text_code.data.code_pairs import CodePair
 from mc_text_code.data.code_search_sets import CodeSearchSet
-from mc_text_code.evaluation import code_search
+from mc_text_code.evaluation import baselines, code_search
 from mc_text_code.evaluation.code_lexical import evaluate_code_lexical, lexical_scores
 from mc_text_code.evaluation.code_search import evaluate_code_search
 from mc_text_code.evaluation.ranks import MISSING, Ranks, fused_scores, ranks_of
@@ -95,6 +95,9 @@ def test_dense_ranks_are_those_of_a_sort_in_float64(asked, cosines):
 def test_blocks_change_nothing(asked, monkeypatch):
     whole = evaluate_code_search(asked, Known(asked), others={"other": Known(asked, 2.0, 1)})
     monkeypatch.setattr(code_search, "_VALUES", 7 * len(asked.codes) + 3)
+    parts = evaluate_code_search(asked, Known(asked), others={"other": Known(asked, 2.0, 1)})
+    assert parts.to_dict() == whole.to_dict()
+    monkeypatch.setattr(baselines, "_BM25_BLOCK", 20 * len(asked.codes))  # the words come in blocks, too
     parts = evaluate_code_search(asked, Known(asked), others={"other": Known(asked, 2.0, 1)})
     assert parts.to_dict() == whole.to_dict()
     assert list(whole.rows) == ["lexical", "dense", "hybrid", "other"]
@@ -262,6 +265,10 @@ def test_the_order_of_candidates_does_not_matter(asked):
     )
     first, second = (evaluate_code_search(one, Known(asked)).rows for one in (asked, turned))
     assert {n: row.mrr for n, row in first.items()} == pytest.approx({n: row.mrr for n, row in second.items()})
+    first, second = (
+        evaluate_code_search(one, Known(asked), protocol="a", batch=30).rows["dense"].mrr for one in (asked, turned)
+    )
+    assert first == pytest.approx(second)
 
 
 @pytest.mark.parametrize(
