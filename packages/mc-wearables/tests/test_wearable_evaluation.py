@@ -456,7 +456,9 @@ def test_probes_say_what_is_wrong():
         probe(TRAIN, TEST, "age", task="classification")
     with pytest.raises(ConfigError, match="classifier='logistic' with a regression of 'age'"):
         probe(TRAIN, TEST, "age", classifier="logistic")
-    with pytest.raises(DataError, match="4 training participants are too few for 5 folds; give alpha yourself"):
+    with pytest.raises(
+        DataError, match="4 training participants are too few for 5 folds: record more people, or give alpha"
+    ):
         probe(TRAIN.of_participants(range(4)), TEST, "age")
     assert probe(TRAIN.of_participants(range(4)), TEST, "age", alpha=1.0, draws=20).alpha == 1.0
 

@@ -223,6 +223,16 @@ def test_gradient_reaches_the_student_alone_and_in_simclr_both_views():
     assert all(float(view.grad.abs().max()) > 0 for view in views)
 
 
+@pytest.mark.parametrize("framework", ["momentum", "simclr", "byol"])
+def test_the_gradient_at_the_projections_is_that_of_the_loss(framework):
+    """Against finite differences: a view that is detached anywhere loses a part of it."""
+    method = build(framework=framework, temperature=0.5)
+    rows = [unit_rows(5, 4, seed=seed).requires_grad_() for seed in range(4 if framework == "byol" else 2)]
+    keys = () if framework == "simclr" else [unit_rows(5, 4, seed=seed) for seed in (8, 9)]
+    ids = torch.tensor([0, 1, 0, 2, 3])
+    assert torch.autograd.gradcheck(lambda *embedded: method.loss(embedded, keys, ids)[0], rows)
+
+
 def test_the_copy_averages_parameters_keeps_its_own_statistics_and_its_dropout():
     method = build(dropout=0.5)
     copy = method.momentum_encoder

@@ -243,7 +243,9 @@ def _cross_validated(fit: _Rows, goal: np.ndarray, solve: Any, classifier: Class
     """The penalty with the smallest summed loss over folds of participants; the stronger of equals."""
     person = np.unique(fit.key, return_inverse=True)[1]
     if fit.participants < FOLDS:
-        raise DataError(f"{fit.participants} training participants are too few for {FOLDS} folds; give alpha yourself")
+        raise DataError(
+            f"{fit.participants} training participants are too few for {FOLDS} folds: record more people, or give alpha (in Python)"
+        )
     order = np.random.Generator(np.random.Philox(derive_seed(seed, _FOLD_STREAM))).permutation(fit.participants)
     fold = np.empty(fit.participants, dtype=np.int64)
     fold[order] = np.arange(fit.participants) % FOLDS
