@@ -82,11 +82,11 @@ def test_channels_come_in_whole_blocks_and_no_batchnorm_is_left():
 
 
 @pytest.mark.parametrize("format", ["fp32", "int8"])
-@pytest.mark.parametrize("fields", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", ["efficientnet", "resnet", "vit"])
 @pytest.mark.usefixtures("narrow")
-def test_what_is_written_takes_raw_units_and_agrees(fields, format, segments, tmp_path, capsys):
+def test_what_is_written_takes_raw_units_and_agrees(kind, format, segments, tmp_path, capsys):
     runtime = pytest.importorskip("onnxruntime")
-    encoder = encoder_of(**fields)
+    encoder = encoder_of(**KINDS[kind])
     report = export_for_device(encoder, tmp_path / "new" / "encoder.onnx", segments, format=format)
     assert report.cosine > (0.999999 if format == "fp32" else 0.8)
     assert (report.difference < 1e-3) == (format == "fp32")
