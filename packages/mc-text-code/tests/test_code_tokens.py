@@ -135,6 +135,7 @@ def test_ordinary_text_tokenises_as_before(kind):
         assert typed(text)["input_ids"] == plain(text)["input_ids"]
     assert len(typed) == len(plain) + len(TYPE_TOKENS)
     assert not set(type_token_ids(typed)[1:].tolist()) & set(typed.all_special_ids)
+    assert not any(typed.added_tokens_decoder[number].special for number in type_token_ids(typed)[1:].tolist())
     assert add_type_tokens(typed).get_vocab() == typed.get_vocab()
 
 

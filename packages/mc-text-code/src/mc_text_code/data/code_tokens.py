@@ -94,9 +94,7 @@ def _tokenize(
             ids.append(np.fromiter(itertools.chain.from_iterable(one.ids for one in encoded), np.int32, count=total))
             spans = itertools.chain.from_iterable(itertools.chain.from_iterable(one.offsets for one in encoded))
             spans_T2 = np.fromiter(spans, np.int64, count=2 * total).reshape(-1, 2)
-            special = itertools.chain.from_iterable(one.special_tokens_mask for one in encoded)
-            is_special = np.fromiter(special, bool, count=total)
-            types.append(np.where(is_special, 0, _first_class([one.classes for one in chunk], spans_T2, length)))
+            types.append(_first_class([one.classes for one in chunk], spans_T2, length))
             lengths.append(length)
     finally:
         backend.no_truncation() if before[0] is None else backend.enable_truncation(**before[0])
@@ -113,7 +111,10 @@ def _tokenize(
 
 
 def _first_class(classes: Sequence[np.ndarray], spans: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(T,) the class of the first character with one in each span; some tokenizers count the space before a word to it."""
+    """(T,) the class of the first character with one in each span; some tokenizers count the space before a word to it.
+
+    Special tokens span nothing.
+    """
     begins = np.concatenate([[0], np.cumsum([len(one) for one in classes])])
     base = np.repeat(begins[:-1], lengths)
     of_character = np.concatenate([*classes, np.zeros(1, np.uint8)])
