@@ -101,11 +101,6 @@ class CoCoSoDaConfig(StrictModel):
         return tuple(values)
 
     @property
-    def has_keys(self) -> bool:
-        """Whether there is a slow copy."""
-        return self.momentum_keys
-
-    @property
     def true_temperature(self) -> float:
         """What cosines are divided by."""
         return self.temperature / 20 if self.parity == "released" else self.temperature

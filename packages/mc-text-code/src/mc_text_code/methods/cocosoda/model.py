@@ -84,7 +84,7 @@ class CoCoSoDa(SentenceMethod):
         self.momentum_encoder: MomentumEncoder | None = None
         self.queues = nn.ModuleDict()
         self._pending: dict[str, PendingKeys] = {}
-        if config.has_keys:
+        if config.momentum_keys:
             self.momentum_encoder = MomentumEncoder(encoder, config.momentum.at(0.0, 256), evaluation_mode=True)
             self.register_buffer("replacements", self._replacements(), persistent=False)
         if config.queue_size:
