@@ -147,3 +147,24 @@ def test_what_makes_no_sense_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"'\+ queue' and '\+ soft augmentation' come to the same recipe"):
         claims.code_claims(recipe_of(**bare), TRAIN, ASKED, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_weight_beside_words_is_chosen_on_other_questions(tmp_path, monkeypatch):
+    asked_of, used = [], []
+    real = claims.evaluate_code_search
+
+    def choose(asked, encoder, *, names_hidden):
+        asked_of.append((asked, names_hidden))
+        return 0.25 if names_hidden else 0.75
+
+    def spy(asked, encoder, *, names_hidden, ranking):
+        used.append((names_hidden, ranking.dense_weight, encoder is None))
+        return real(asked, encoder, names_hidden=names_hidden, ranking=ranking)
+
+    monkeypatch.setattr(claims, "choose_dense_weight", choose)
+    monkeypatch.setattr(claims, "evaluate_code_search", spy)
+    other = CodeSearchSet.of(PAIRS[24:36])
+    cases = {IN_BATCH: CASES[IN_BATCH]}
+    claims.code_claims(recipe_of(), TRAIN[:24], ASKED, tmp_path, seeds=1, choose=other, cases=cases)
+    assert asked_of == 2 * [(other, False), (other, True)]  # untrained, in-batch
+    assert used == 2 * [(False, 0.75, False), (True, 0.25, False)] + [(False, 1.0, True), (True, 1.0, True)]

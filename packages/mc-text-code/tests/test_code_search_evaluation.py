@@ -18,7 +18,7 @@ from mc_text_code.data.code_pairs import CodePair
 from mc_text_code.data.code_search_sets import CodeSearchSet
 from mc_text_code.evaluation import baselines, code_search
 from mc_text_code.evaluation.code_lexical import evaluate_code_lexical, lexical_scores
-from mc_text_code.evaluation.code_search import evaluate_code_search
+from mc_text_code.evaluation.code_search import choose_dense_weight, evaluate_code_search
 from mc_text_code.evaluation.ranks import MISSING, Ranks, fused_scores, ranks_of
 
 VERBS = ("open", "close", "parse", "write", "count", "sort", "merge", "split", "copy", "move")
@@ -293,3 +293,32 @@ def test_a_row_cannot_take_another_s_name(asked):
         evaluate_code_search(asked, others={"lexical": Known(asked)})
     with pytest.raises(DataError, match="no query was ranked"):
         Ranks.joined([])
+
+
+@pytest.mark.parametrize("names_hidden", [False, True])
+def test_the_weight_is_the_one_that_evaluation_shows_to_be_best(asked, names_hidden):
+    encoder = Known(asked)
+    if names_hidden:
+        encoder.code |= {code: vector(code) for code in code_search._with_names_hidden(asked).codes}
+    weights = (0.05, 0.4, 3.0)
+    mrr = {
+        weight: evaluate_code_search(
+            asked, encoder, names_hidden=names_hidden, ranking=RankingConfig(dense_weight=weight)
+        )
+        .rows["hybrid"]
+        .mrr
+        for weight in weights
+    }
+    assert len(set(mrr.values())) > 1
+    chosen = choose_dense_weight(asked, encoder, weights=weights, names_hidden=names_hidden)
+    assert chosen == max(weights, key=lambda weight: mrr[weight])
+
+
+def test_an_encoder_that_knows_nothing_gets_the_smallest_weight(asked):
+    assert choose_dense_weight(asked, Known(asked, noise=1e6)) == min(code_search.DENSE_WEIGHTS)
+
+
+@pytest.mark.parametrize("weights", [(), (0.0, 1.0), (-1.0,)])
+def test_weights_that_make_no_sense_are_one_line(asked, weights):
+    with pytest.raises(ConfigError, match="each above 0"):
+        choose_dense_weight(asked, Known(asked), weights=weights)

@@ -42,7 +42,8 @@ def run_ablate(
     def told(name: str, values: Mapping[str, float]) -> None:
         _log.info("%s: %s", name, ", ".join(f"{column} {value:.3f}" for column, value in values.items()))
 
-    found = code_claims(recipe, parts.train, asked, out, seeds=seeds, processes=0, on_row=told)
+    choose = CodeSearchSet.of(parts.valid)
+    found = code_claims(recipe, parts.train, asked, out, seeds=seeds, choose=choose, processes=0, on_row=told)
     fields = {
         **found.to_dict(),
         "data": parts.name,

@@ -2,8 +2,9 @@
 
 For each seed all cases start from the same weights, see the same pairs in the same order and take the same number of steps. What is
 measured is the last step, on pairs of packages that nobody was trained on, with functions' own names shown and hidden, by the
-encoder alone and fused with words; split BM25 stands beside. Hiding names in keys is ours, the other parts are the paper's
-(Shi et al. 2023, arXiv:2204.03293, tables III to V, which have no row for the queue alone). The folder that is given holds::
+encoder alone and fused with words, at a weight chosen on yet other packages where there are such; split BM25 stands beside. Hiding
+names in keys is ours, the other parts are the paper's (Shi et al. 2023, arXiv:2204.03293, tables III to V, which have no row for
+the queue alone). The folder that is given holds::
 
     tokenizer/                as :func:`mc_text_code.code_training.train_code` leaves it
     seed-0/<case>/            a run for each case
@@ -29,11 +30,19 @@ from mc_core.recipes import merge, validated
 from mc_core.seeds import Run, Spread, differences_over_seeds, over_seeds
 from mc_text_code.code_recipe import CodeRecipe
 from mc_text_code.code_training import new_code_encoder, prepare_code
+from mc_text_code.codesearch.config import RankingConfig
 from mc_text_code.data.code_data import CodeData
 from mc_text_code.data.code_pairs import CodePair
 from mc_text_code.data.code_search_sets import CodeSearchSet
 from mc_text_code.encoders import SentenceEncoder
-from mc_text_code.evaluation.code_search import DENSE, HYBRID, LEXICAL, OneEncoder, evaluate_code_search
+from mc_text_code.evaluation.code_search import (
+    DENSE,
+    HYBRID,
+    LEXICAL,
+    OneEncoder,
+    choose_dense_weight,
+    evaluate_code_search,
+)
 from mc_text_code.kept_rows import all_different, digest, kept_row, plain, slug
 from mc_text_code.methods import METHODS
 
@@ -97,6 +106,7 @@ def code_claims(
     folder: StrPath,
     *,
     seeds: int = 3,
+    choose: CodeSearchSet | None = None,
     cases: Mapping[str, Mapping[str, Any]] = CASES,
     processes: int = 1,
     on_row: Callable[[str, Mapping[str, float]], None] | None = None,
@@ -109,6 +119,7 @@ def code_claims(
         asked: what is measured on; none of it may be trained on.
         folder: see above.
         seeds: how many.
+        choose: other questions, on which the encoder's weight beside words is chosen; default: its ranks count as theirs.
         cases: name → changes of the method; see :data:`CASES`.
         processes: that parse; 0 for one on each processor.
         on_row: called with each row and its figures as soon as they are known.
@@ -126,7 +137,7 @@ def code_claims(
     )
     if cases is CASES and not recipe.method.queue_size:
         raise ConfigError("method.queue_size is 0: the cases add a queue, whose size it says; take cocosoda-laptop")
-    study = _Study(recipe, recipes, train, asked, Path(folder), processes, on_row or _silent)
+    study = _Study(recipe, recipes, train, asked, choose, Path(folder), processes, on_row or _silent)
     runs = [study.run(recipe.fit.seed + number) for number in range(seeds)]
     runs[0] = {WORDS: study.row(WORDS, None, lambda: None), **runs[0]}
     notes = []
@@ -143,6 +154,7 @@ class _Study:
     recipes: dict[str, CodeRecipe[Any]]
     train: Sequence[CodePair]
     asked: CodeSearchSet
+    choose: CodeSearchSet | None
     folder: Path
     processes: int
     on_row: Callable[[str, Mapping[str, float]], None]
@@ -197,7 +209,8 @@ class _Study:
             "row": name,
             "recipe": None if recipe is None else recipe.model_dump(mode="json"),
             "pairs": digest([(pair.query, pair.code) for pair in self.train]),
-            "measured_on": digest([self.asked.queries, self.asked.codes, self.asked.answer.tolist(), self.asked.names]),
+            "measured_on": _digest(self.asked),
+            "chosen_on": None if self.choose is None else _digest(self.choose),
         }
         prefix = "" if recipe is None else f"seed-{recipe.fit.seed}-"
         values = kept_row(self.folder / "rows", prefix + name, described, lambda: self.measure(encoder()))
@@ -208,11 +221,19 @@ class _Study:
         found: dict[str, float] = {}
         one = None if encoder is None else OneEncoder(encoder.eval().encode)
         for hidden, alone, both in ((False, SHOWN, SHOWN_BOTH), (True, HIDDEN, HIDDEN_BOTH)):
-            rows = evaluate_code_search(self.asked, one, names_hidden=hidden).rows
+            ranking = RankingConfig()
+            if one is not None and self.choose is not None:
+                weight = choose_dense_weight(self.choose, one, names_hidden=hidden)
+                ranking = RankingConfig(dense_weight=weight)
+            rows = evaluate_code_search(self.asked, one, names_hidden=hidden, ranking=ranking).rows
             found[alone] = rows[LEXICAL if one is None else DENSE].mrr
             if one is not None:
                 found[both] = rows[HYBRID].mrr
         return {name: found[name] for name in (SHOWN, HIDDEN, SHOWN_BOTH, HIDDEN_BOTH) if name in found}
+
+
+def _digest(asked: CodeSearchSet) -> str:
+    return digest([asked.queries, asked.codes, asked.answer.tolist(), asked.names])
 
 
 def _changed(recipe: CodeRecipe[Any], name: str, changes: Mapping[str, Any]) -> CodeRecipe[Any]:

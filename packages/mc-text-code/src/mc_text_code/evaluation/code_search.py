@@ -35,6 +35,8 @@ from mc_text_code.evaluation.vectors import Encode, encode_texts, normalized, si
 
 LEXICAL, DENSE, HYBRID = "lexical", "dense", "hybrid"
 CUTOFF, BATCH = 1_000, 1_000
+DENSE_WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+"""Weights of an encoder's ranks beside those of words, to choose from."""
 Protocol = Literal["a", "b"]
 Direction = Literal["query to code", "code to query"]
 
@@ -158,10 +160,8 @@ def evaluate_code_search(
     others = dict(others or {})
     if clash := {LEXICAL, DENSE, HYBRID} & set(others):
         raise ConfigError(f"an encoder is called {', '.join(sorted(clash))}, which is the name of another row")
-    codes = asked.codes
     if names_hidden:
-        codes = tuple(hide_name(code, name) for code, name in zip(codes, asked.names, strict=True))
-    asked = replace(asked, codes=codes)
+        asked = _with_names_hidden(asked)
     encoders = {**({} if encoder is None else {DENSE: encoder}), **others}
     vectors = {name: _Vectors.of(one, asked) for name, one in encoders.items()}
     config = ranking or RankingConfig()
@@ -182,6 +182,54 @@ def evaluate_code_search(
         spread={name: found.spread(asked.answer, seed) for name, found in vectors.items()},
         cutoff=cutoff,
         left_out=left_out,
+    )
+
+
+def choose_dense_weight(
+    asked: CodeSearchSet,
+    encoder: CodeEncoder,
+    *,
+    weights: Sequence[float] = DENSE_WEIGHTS,
+    names_hidden: bool = False,
+    ranking: RankingConfig | None = None,
+) -> float:
+    """How much an encoder's ranks should count beside those of words: the weight with the highest MRR, protocol B.
+
+    A weak encoder at full weight makes the answers of words worse, so the weight is chosen, on questions kept for choosing.
+
+    Args:
+        asked: questions and candidates; not those that the result is reported on.
+        encoder: of queries and code.
+        weights: to choose from, each above 0; of two that are equally good the smaller is taken.
+        names_hidden: see :func:`evaluate_code_search`.
+        ranking: the other constants of the fusion.
+
+    Raises:
+        ConfigError: no weights, or one that is not above 0.
+        DataError: as :func:`evaluate_code_search`.
+    """
+    if not weights or not min(weights) > 0:
+        raise ConfigError(f"weights {tuple(weights)}: give some, each above 0")
+    _check(asked, "b", "query to code", BATCH)
+    if names_hidden:
+        asked = _with_names_hidden(asked)
+    config = ranking or RankingConfig()
+    vectors = _Vectors.of(encoder, asked)
+    of_words = _weights(asked.queries, config)
+    found: dict[float, list[Ranks]] = {weight: [] for weight in sorted(weights)}
+    for rows, words in _small(lexical_scores(asked.queries, asked.codes), len(asked.codes)):
+        near = np.rint(vectors.queries[rows] @ vectors.codes.T / TIE)
+        for weight, parts in found.items():
+            weighted = config.model_copy(update={"dense_weight": weight})
+            both = fused_scores(words, near, of_words[rows], weighted, depth=CUTOFF)
+            parts.append(ranks_of(both, asked.answer[rows], tie=_NO_TIE))
+    mrr = {weight: Ranks.joined(parts).reciprocal(CUTOFF).mean() for weight, parts in found.items()}
+    return max(mrr, key=lambda weight: mrr[weight])
+
+
+def _with_names_hidden(asked: CodeSearchSet) -> CodeSearchSet:
+    return replace(
+        asked, codes=tuple(hide_name(code, name) for code, name in zip(asked.codes, asked.names, strict=True))
     )
 
 
