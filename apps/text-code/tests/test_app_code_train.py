@@ -1,12 +1,14 @@
 """``mc-text-code code train``: from a tree of source code to a model that searches it, and what cannot work."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mc_testkit import command as testkit
 from mc_text_code.data.code_files import open_pairs
+from mc_text_code.evaluation.code_search import DENSE_WEIGHTS
 
 VERBS = ("read", "write", "close", "count", "merge", "split", "sort", "filter", "load", "save", "open", "check")
 NOUNS = ("file", "line", "user", "matrix", "graph", "token", "record", "image", "packet", "cache", "index", "label")
@@ -73,6 +75,26 @@ def test_the_model_searches_and_is_measured(trained, tree):
     measured = code("eval", out, "--json").json
     assert measured["trained"] > 0
     assert len(open_pairs(out / "held-out.jsonl").pairs) == found["pairs"]["test"]
+
+
+def test_the_weight_beside_words_is_chosen_kept_and_used(trained, tree, tmp_path):
+    out, found = trained
+    chosen = json.loads((out / "ranking.json").read_text()).get("dense_weight", 1.0)
+    assert chosen == found["dense_weight"]
+    assert chosen in DENSE_WEIGHTS
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    (copy / "ranking.json").write_text('{"dense_weight": 0.0, "lexical_weight": 0.0, "identifier_weight": 0.0}')
+    for model in (copy, copy / "model"):
+        # nothing counts, so that nothing is found
+        assert code("search", "sort every matrix", tree, "--model", model, "--index", tmp_path / "index").code == 1
+    measured = code("eval", copy, "--json").json
+    assert measured["hybrid"] < measured["baselines"]["lexical"]
+    (copy / "ranking.json").write_text("{")
+    for verb in (("eval",), ("search", "sort", tree, "--model")):
+        refused = code(*verb, copy)
+        assert refused.code == 2
+        assert "ranking.json is damaged" in refused.err
 
 
 def test_the_same_command_again_trains_no_further(trained, tree):

@@ -23,6 +23,7 @@ from mc_text_code.encoders import SentenceEncoder
 from mc_text_code.evaluation.code_search import DENSE, HYBRID, LEXICAL, CodeSearchReport, evaluate_code_search
 from mc_text_code_app import figures
 from mc_text_code_app.code_search import SentenceModel, code_encoder
+from mc_text_code_app.folders import run_ranking
 from mc_text_code_app.measure import UNTRAINED, untrained_like
 
 HELD_OUT = "held-out.jsonl"
@@ -70,7 +71,13 @@ def run_eval(
         others[UNTRAINED] = other
     with Status(f"measuring on {len(source.asked.queries):,} questions"):
         found = evaluate_code_search(
-            source.asked, encoder, others=others, protocol=protocol, names_hidden=hide_names, seed=seed
+            source.asked,
+            encoder,
+            others=others,
+            protocol=protocol,
+            names_hidden=hide_names,
+            seed=seed,
+            ranking=run_ranking(model),
         )
     fields = _fields(found, source, model, clock)
     folder = out or (model if model is not None and (model / "recipe.yaml").is_file() else None)

@@ -14,11 +14,12 @@ import numpy as np
 from mc_core.cli import Status, print_json, print_table
 from mc_core.errors import ConfigError
 from mc_text_code.codesearch.answer import Answer, Hit
+from mc_text_code.codesearch.config import RankingConfig
 from mc_text_code.codesearch.embedding import CodeEncoder, QueryEncoder
 from mc_text_code.codesearch.query import CodeIndex
 from mc_text_code.codesearch.watch import Daemon, ask_search, ask_stop
 from mc_text_code.fingerprint import model_fingerprint
-from mc_text_code_app.folders import model_folder
+from mc_text_code_app.folders import model_folder, run_ranking
 
 if TYPE_CHECKING:
     from mc_text_code_app.opening import AnyEncoder
@@ -194,6 +195,7 @@ class Encoders(TypedDict):
 
     encoder: CodeEncoder | None
     queries: QueryEncoder | None
+    ranking: RankingConfig
 
 
 def code_encoders(folder: Path | None, device: str) -> Encoders:
@@ -202,15 +204,16 @@ def code_encoders(folder: Path | None, device: str) -> Encoders:
     With such a copy the model itself, and torch, is loaded only when there is something to embed.
     """
     if folder is None:
-        return Encoders(encoder=None, queries=None)
-    place = model_folder(folder)
+        return Encoders(encoder=None, queries=None, ranking=RankingConfig())
+    place, ranking = model_folder(folder), run_ranking(folder)
     if (place / "onnx").is_dir():
         from mc_text_code.codesearch.onnx_queries import OnnxQueries
 
         identity = model_fingerprint(place)
         if (queries := OnnxQueries.beside(place, identity)) is not None:
-            return Encoders(encoder=SentenceModel(lambda: _opened(folder, device), identity), queries=queries)
-    return Encoders(encoder=code_encoder(folder, device), queries=None)
+            encoder = SentenceModel(lambda: _opened(folder, device), identity)
+            return Encoders(encoder=encoder, queries=queries, ranking=ranking)
+    return Encoders(encoder=code_encoder(folder, device), queries=None, ranking=ranking)
 
 
 def code_encoder(folder: Path, device: str) -> CodeEncoder:

@@ -21,14 +21,16 @@ from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
 from mc_text_code.code_recipe import CodeRecipe, resolve_code_recipe
 from mc_text_code.code_training import new_code_encoder, train_code
+from mc_text_code.codesearch.config import RankingConfig
 from mc_text_code.data.code_files import open_pairs, write_pairs
 from mc_text_code.data.code_mining import mine, mine_standard_library
 from mc_text_code.data.code_pairs import CodePair, require_pairs, split_pairs
 from mc_text_code.data.code_search_sets import CodeSearchSet
 from mc_text_code.encoders import SentenceEncoder
-from mc_text_code.evaluation.code_search import DENSE, evaluate_code_search
+from mc_text_code.evaluation.code_search import DENSE, choose_dense_weight, evaluate_code_search
 from mc_text_code.methods.cocosoda.model import CITATION
 from mc_text_code_app.code_eval import HELD_OUT
+from mc_text_code_app.folders import write_ranking
 
 TINY = "tiny"
 FEWEST = 100
@@ -159,22 +161,23 @@ class Texts:
 
 
 def _measured(recipe: CodeRecipe[Any], result: RunResult, parts: Parts, run_dir: Path, clock: Clock) -> Result:
-
     trained = result.method.encoder
     assert isinstance(trained, SentenceEncoder)
     assert trained.tokenizer is not None
     trained.eval()
     device = next(trained.parameters()).device
     start = new_code_encoder(recipe.method.encoder, trained.tokenizer, recipe.fit.seed).to(device).eval()
-    found = evaluate_code_search(
-        CodeSearchSet.of(parts.valid), Texts(trained, "trained"), others={"before training": Texts(start, "start")}
-    )
+    asked, encoder = CodeSearchSet.of(parts.valid), Texts(trained, "trained")
+    ranking = RankingConfig(dense_weight=choose_dense_weight(asked, encoder))
+    write_ranking(run_dir, ranking)
+    found = evaluate_code_search(asked, encoder, others={"before training": Texts(start, "start")}, ranking=ranking)
     values = {name: row.mrr for name, row in found.rows.items()}
     shown = Result("mrr", values.pop(DENSE), values, run=run_dir, seconds=clock.seconds(), more={"part": "valid"})
     shown.fields |= {
         "recall": {name: row.recall for name, row in found.rows.items()},
         "training_seconds": round(result.seconds, 1),
         "steps": result.step,
+        "dense_weight": ranking.dense_weight,
         "pairs": {"train": len(parts.train), "valid": len(parts.valid), "test": len(parts.test)},
     }
     plain = {name: value for name, value in shown.fields.items() if name == "baselines" or not isinstance(value, dict)}
