@@ -19,7 +19,7 @@ from mc_text_code.code_recipe import CodeRecipe, resolve_code_recipe
 from mc_text_code.methods.cocosoda.model import CoCoSoDa
 
 SIZES: dict[str, dict[str, Any]] = {
-    "laptop: 1 layer of 128, B = 128, 128 and 48 tokens": {},
+    "laptop: 1 layer of 128, B = 64, 128 and 48 tokens": {},
     "12 layers of 768, B = 8, 256 and 128 tokens": {
         "method": {
             "encoder": {
