@@ -33,10 +33,9 @@ def packages(tmp_path, monkeypatch):
 def test_no_package_is_on_two_sides(packages):
     pairs = mined_pairs([packages], 1)[str(packages)]
     parts = package_split(pairs, 20)
-    sides = [{pair.package for pair in part} for part in (parts.train, parts.test)]
-    assert not parts.valid
-    assert not sides[0] & sides[1]
-    assert sides[0] | sides[1] <= set(THINGS)
+    sides = [{pair.package for pair in part} for part in (parts.train, parts.valid, parts.test)]
+    assert all(sides)
+    assert len(set.union(*sides)) == sum(map(len, sides)) <= len(THINGS)
     assert 0 < len(parts.test) <= 22
     with pytest.raises(DataError, match="300 are needed"):
         package_split(pairs, 100)
@@ -57,6 +56,7 @@ def test_the_report_is_whole(packages, tmp_path, monkeypatch):
     assert [row.name for row in report.rows] == [WORDS, UNTRAINED, *CASES]
     assert report.command.endswith(f"--root {packages} --pairs 15 --seeds 2 --steps 2 --batch-size 16")
     assert report.settings["test"] <= 15
+    assert report.settings["chosen_on"] > 0
     assert report.settings["batch_size"] == 16
     assert "±" in str(report.rows[2].values[HIDDEN])
     assert f"words alone {report.rows[0].values[HIDDEN]}" in report.reading

@@ -21,7 +21,10 @@ from mc_text_code.data.code_search_sets import CodeSearchSet
 RECIPE = "cocosoda-laptop"
 COLUMNS = (SHOWN, HIDDEN, SHOWN_BOTH, HIDDEN_BOTH)
 STANDARD_LIBRARY = "the standard library"
-_VALID = 0.03  # of all pairs, to choose the weight of the encoder beside words on
+_VALID, _FEW = (
+    0.03,
+    1_500,
+)  # share of all pairs on which the weight beside words is chosen; more where that were fewer than these
 _ROOM = 1.1  # the test part comes out a little smaller than asked for
 
 
@@ -121,7 +124,8 @@ def package_split(pairs: list[CodePair], test: int) -> PairSplit:
     """
     require_pairs(pairs, 3 * test, what=f"train on and test on {test:,}")
     share = min(0.5, _ROOM * test / len(pairs))
-    return split_pairs([replace(pair, partition="") for pair in pairs], valid=_VALID, test=share, by="package")
+    valid = max(_VALID, min(share, _FEW / len(pairs)))
+    return split_pairs([replace(pair, partition="") for pair in pairs], valid=valid, test=share, by="package")
 
 
 def _say(name: str, values: Mapping[str, float]) -> None:
@@ -140,7 +144,8 @@ def _reading(
         f"Trained on {len(parts.train):,} pairs from {parts.groups['train']:,} packages, tested on {parts.groups['test']:,} "
         f"others. Against the row before, of the same seed, with the name hidden: {adds}. Words and the paper's method ({INTRA}) "
         f"together: {full[SHOWN_BOTH]:.3f}, words alone {rows[WORDS][SHOWN]:.3f}, encoder alone {full[SHOWN]:.3f}; with the name "
-        f"hidden {full[HIDDEN_BOTH]:.3f}, {rows[WORDS][HIDDEN]:.3f} and {full[HIDDEN]:.3f}. The encoder's weight is chosen on "
+        f"hidden {full[HIDDEN_BOTH]:.3f}, words alone {rows[WORDS][HIDDEN]:.3f}, encoder alone {full[HIDDEN]:.3f}. The encoder's "
+        "weight is chosen on "
         f"{len(parts.valid):,} pairs of further packages. A small encoder from random weights, not a "
         "pretrained one as in the paper, and other data: the figures cannot be compared with the paper's."
     )
