@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mc_core.cli import Clock, Result, Status, keep_freed_memory
 from mc_core.distributed import rank
 from mc_core.engine.distribution import join_processes
@@ -27,16 +25,14 @@ from mc_text_code.data.code_mining import mine, mine_standard_library
 from mc_text_code.data.code_pairs import CodePair, require_pairs, split_pairs
 from mc_text_code.data.code_search_sets import CodeSearchSet
 from mc_text_code.encoders import SentenceEncoder
-from mc_text_code.evaluation.code_search import DENSE, choose_dense_weight, evaluate_code_search
+from mc_text_code.evaluation.code_search import DENSE, OneEncoder, choose_dense_weight, evaluate_code_search
 from mc_text_code.methods.cocosoda.model import CITATION
-from mc_text_code_app.code_eval import HELD_OUT
+from mc_text_code_app.code_eval import HELD_OUT, VALID
 from mc_text_code_app.folders import write_ranking
 
 TINY = "tiny"
 FEWEST = 100
 """Documented functions that are needed, of which eight in ten are trained on."""
-VALID = "valid.jsonl"
-"""In the folder of a run: the pairs to choose with."""
 _log = logging.getLogger("mc_core")
 
 
@@ -142,24 +138,6 @@ def train_and_measure(recipe: CodeRecipe[Any], parts: Parts, run_dir: Path, *, c
     )
 
 
-class Texts:
-    """An encoder of sentences as that of questions and of code.
-
-    Args:
-        encoder: has ``encode``.
-        identity: a name for it.
-    """
-
-    def __init__(self, encoder: SentenceEncoder, identity: str) -> None:
-        self._encoder, self.identity = encoder, identity
-
-    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, D) embeddings."""
-        return self._encoder.encode(list(texts))
-
-    encode_code = encode_queries
-
-
 def _measured(recipe: CodeRecipe[Any], result: RunResult, parts: Parts, run_dir: Path, clock: Clock) -> Result:
     trained = result.method.encoder
     assert isinstance(trained, SentenceEncoder)
@@ -167,10 +145,10 @@ def _measured(recipe: CodeRecipe[Any], result: RunResult, parts: Parts, run_dir:
     trained.eval()
     device = next(trained.parameters()).device
     start = new_code_encoder(recipe.method.encoder, trained.tokenizer, recipe.fit.seed).to(device).eval()
-    asked, encoder = CodeSearchSet.of(parts.valid), Texts(trained, "trained")
+    asked, encoder = CodeSearchSet.of(parts.valid), OneEncoder(trained.encode)
     ranking = RankingConfig(dense_weight=choose_dense_weight(asked, encoder))
     write_ranking(run_dir, ranking)
-    found = evaluate_code_search(asked, encoder, others={"before training": Texts(start, "start")}, ranking=ranking)
+    found = evaluate_code_search(asked, encoder, others={"before training": OneEncoder(start.encode)}, ranking=ranking)
     values = {name: row.mrr for name, row in found.rows.items()}
     shown = Result("mrr", values.pop(DENSE), values, run=run_dir, seconds=clock.seconds(), more={"part": "valid"})
     shown.fields |= {
