@@ -260,13 +260,15 @@ def print_json(fields: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """A line of title and a table on standard output; the first column is text, the others are numbers."""
+    table = Table()
     for i, column in enumerate(columns):
         table.add_column(column.replace("_", " "), justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(_escape(title), style="bold", highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 class Clock:

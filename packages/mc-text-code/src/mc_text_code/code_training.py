@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from mc_core.data import StepPlan
-from mc_core.engine.loop import Evaluator, RunResult, fit
+from mc_core.engine.loop import Evaluator, RunResult
 from mc_core.errors import ConfigError
-from mc_core.export import staging
 from mc_core.files import StrPath
 from mc_text_code.code_recipe import CodeRecipe
 from mc_text_code.data.code_data import CodeData
 from mc_text_code.data.code_pairs import CodePair
 from mc_text_code.encoders import SentenceEncoder
 from mc_text_code.encoders_config import EncoderConfig
-from mc_text_code.methods import METHODS
-from mc_text_code.saving import TOKENIZER_FOLDER, save_tokenizer
+from mc_text_code.saving import TOKENIZER_FOLDER
 from mc_text_code.tokenizers import load_tokenizer, train_tokenizer
+from mc_text_code.training import keep_tokenizer, train_encoder
 from mc_text_code.type_tokens import add_type_tokens, start_type_rows
 
 if TYPE_CHECKING:
@@ -73,18 +72,7 @@ def train_code(
     """
     run_dir = Path(run_dir)
     encoder, data = prepare_code(recipe, pairs, run_dir, processes=processes)
-    torch.manual_seed(recipe.fit.seed)
-    method = METHODS.method_class(recipe.system)(recipe.method, encoder=encoder)
-    resolved = recipe.model_copy(update={"method": method.config})
-    return fit(
-        method,
-        data,
-        fit=recipe.fit,
-        run_dir=run_dir,
-        evaluators=evaluators,
-        resume=resume,
-        recipe=resolved.model_dump(mode="json"),
-    )
+    return train_encoder(recipe, encoder, data, run_dir, evaluators=evaluators, resume=resume)
 
 
 def prepare_code(
@@ -106,11 +94,7 @@ def prepare_code(
             "encoder takes"
         )
     data = CodeData(pairs, tokenizer, config.max_length, recipe.batches, processes=processes)
-    if not place.exists():
-        with staging(place) as stage:
-            save_tokenizer(encoder, stage)
-            encoder.architecture.save_pretrained(str(stage))
-            stage.rename(place)
+    keep_tokenizer(encoder, place)
     return encoder, data
 
 

@@ -36,6 +36,9 @@ from mc_text_code.tokenizers import load_tokenizer, train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from mc_core.data import Dataset
+    from mc_text_code.code_recipe import CodeRecipe
+
 WARM_START_FOLDER = "warm-start"
 _WARM_WINDOW = 50  # batches; what is predicted does not depend on who else is in the batch
 _WARM_UP = 0.1  # of its steps
@@ -80,6 +83,32 @@ def pretrain_sentences(
     encoder, data = prepare(recipe, sentences, run_dir)
     if recipe.warm_start.steps:
         warm_start(encoder, data, recipe.warm_start, run_dir / WARM_START_FOLDER, recipe.fit)
+    return train_encoder(recipe, encoder, data, run_dir, evaluators=evaluators, resume=resume)
+
+
+def train_encoder(
+    recipe: Recipe[Any] | CodeRecipe[Any],
+    encoder: SentenceEncoder,
+    data: Dataset,
+    run_dir: Path,
+    *,
+    evaluators: Sequence[Evaluator] = (),
+    resume: Literal["auto", "never", "must"] = "auto",
+) -> RunResult:
+    """Train ``encoder`` in place by the recipe's method; the run folder gets the recipe with every choice that was made.
+
+    Args:
+        recipe: names the method and its settings.
+        encoder: as it starts.
+        data: batches as the method takes them.
+        run_dir: the run folder.
+        evaluators: see :func:`mc_core.fit`.
+        resume: see :func:`mc_core.fit`.
+
+    Raises:
+        ConfigError: a combination that cannot work.
+        CheckpointError: the folder holds a run of other settings.
+    """
     torch.manual_seed(recipe.fit.seed)
     method = METHODS.method_class(recipe.system)(recipe.method, encoder=encoder)
     resolved = recipe.model_copy(update={"method": method.config})
@@ -92,6 +121,15 @@ def pretrain_sentences(
         resume=resume,
         recipe=resolved.model_dump(mode="json"),
     )
+
+
+def keep_tokenizer(encoder: SentenceEncoder, place: Path) -> None:
+    """Write the encoder's tokenizer and its transformer's architecture into a folder, whole or not at all; once."""
+    if not place.exists():
+        with staging(place) as stage:
+            save_tokenizer(encoder, stage)
+            encoder.architecture.save_pretrained(str(stage))
+            stage.rename(place)
 
 
 def prepare(recipe: Recipe[Any], sentences: Sentences, run_dir: Path) -> tuple[SentenceEncoder, SentenceData]:
@@ -113,11 +151,7 @@ def prepare(recipe: Recipe[Any], sentences: Sentences, run_dir: Path) -> tuple[S
             f"sentences of up to {longest} tokens may grow to {grown} by repetition, more than the {encoder.positions} that the "
             f"encoder takes: give a method.encoder.max_length below {longest}; the paper's is 32"
         )
-    if not place.exists():
-        with staging(place) as stage:
-            save_tokenizer(encoder, stage)
-            encoder.architecture.save_pretrained(str(stage))
-            stage.rename(place)
+    keep_tokenizer(encoder, place)
     return encoder, data
 
 
