@@ -154,6 +154,20 @@ def test_four_steps_are_those_of_a_loop_by_the_equations(form):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("parity", ["ours", "released"])
+def test_keys_are_the_slow_copy_s_without_dropout_and_anchors_have_dropout(parity, monkeypatch):
+    monkeypatch.setitem(TINY, "dropout", 0.5)
+    method, batch, progress = build(parity=parity).train(), batch_of(range(B)), Progress(0, 10, 1, B)
+    first, again = method.keys(batch, progress), method.keys(batch, progress)
+    code_ids, _ = method.augmented(batch, progress)
+    plain = method.momentum_encoder.module.eval()(code_ids, batch["code_attention_mask"])
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+        assert not one.requires_grad
+    torch.testing.assert_close(first[0], plain / plain.norm(dim=1, keepdim=True))
+    assert not torch.equal(method.embed(batch)[0], method.embed(batch)[0])
+
+
 def test_released_queues_begin_as_random_unit_rows():
     method = build(parity="released", temperature=0.07)
     assert set(method.queues) == {"code", "query", "online_code", "online_query"}
