@@ -183,6 +183,9 @@ def recall_curves(found: CodeSearchReport, path: Path) -> Path:
         axis.plot(ks, [ranks.recall(int(k)) for k in ks], color=colour, linestyle=line, label=label)
     if deepest > 1:
         axis.set_xscale("log")
+        axis.set_xticks([k for k in (1, 2, 5, 10, 20, 50, 100) if k <= deepest])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
     axis.set_xlim(1, max(2, deepest))
     axis.set_ylim(0, 1)
     axis.set_xlabel("first k")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mc_core.cli import Clock, Result, Status, keep_freed_memory
+from mc_core.cli import Clock, Result, Status, keep_freed_memory, print_json, print_table
 from mc_core.distributed import rank
 from mc_core.engine.distribution import join_processes
 from mc_core.engine.loop import RunResult
@@ -25,7 +25,14 @@ from mc_text_code.data.code_mining import mine, mine_standard_library
 from mc_text_code.data.code_pairs import CodePair, require_pairs, split_pairs
 from mc_text_code.data.code_search_sets import CodeSearchSet
 from mc_text_code.encoders import SentenceEncoder
-from mc_text_code.evaluation.code_search import DENSE, OneEncoder, choose_dense_weight, evaluate_code_search
+from mc_text_code.evaluation.code_search import (
+    DENSE,
+    HYBRID,
+    LEXICAL,
+    OneEncoder,
+    choose_dense_weight,
+    evaluate_code_search,
+)
 from mc_text_code.methods.cocosoda.model import CITATION
 from mc_text_code_app.code_eval import HELD_OUT, VALID
 from mc_text_code_app.folders import write_ranking
@@ -128,10 +135,15 @@ def train_and_measure(recipe: CodeRecipe[Any], parts: Parts, run_dir: Path, *, c
     with Status("measuring"):
         shown = _measured(recipe, result, parts, run_dir, clock)
     if as_json:
-        shown.show(as_json=True, title="")
+        print_json(shown.fields)
         return
-    title = f"{recipe.system}, {len(parts.train):,} pairs; {len(parts.valid):,} others to choose with, protocol B"
-    shown.show(as_json=False, title=title)
+    both = (f"both, the model at {shown.fields['dense_weight']:g}", shown.fields[HYBRID])
+    rows = [("trained", shown.fields["trained"]), *shown.fields["baselines"].items(), both]
+    print_table(
+        f"{recipe.system}, {len(parts.train):,} pairs; {len(parts.valid):,} others to choose with, protocol B",
+        ["mrr", "value"],
+        [({LEXICAL: "words (split BM25)"}.get(name, name), f"{value:.3f}") for name, value in rows],
+    )
     sys.stdout.write(
         f"run     {run_dir}\nencoder {run_dir / 'model'}\nreport  {shown.fields['report']}\n"
         f"measure on {len(parts.test):,} functions held out: mc-text-code code eval {run_dir}\n"
@@ -150,7 +162,8 @@ def _measured(recipe: CodeRecipe[Any], result: RunResult, parts: Parts, run_dir:
     write_ranking(run_dir, ranking)
     found = evaluate_code_search(asked, encoder, others={"before training": OneEncoder(start.encode)}, ranking=ranking)
     values = {name: row.mrr for name, row in found.rows.items()}
-    shown = Result("mrr", values.pop(DENSE), values, run=run_dir, seconds=clock.seconds(), more={"part": "valid"})
+    more = {HYBRID: values.pop(HYBRID), "part": "valid"}  # the model is in it, so that it is no baseline of the model's
+    shown = Result("mrr", values.pop(DENSE), values, run=run_dir, seconds=clock.seconds(), more=more)
     shown.fields |= {
         "recall": {name: row.recall for name, row in found.rows.items()},
         "training_seconds": round(result.seconds, 1),
