@@ -44,6 +44,16 @@ SIZES: dict[str, dict[str, Any]] = {
         "views": {"preset": "moco-v3", "size": 224},
         "fit": {"batch_size": 8},
     },
+    "recipe mmc: ViT-Small/16, 224 px, B = 8, E = 8,192": {
+        "method": {
+            "encoder": {"backbone": "vit_small_patch16_224", "image_size": 224},
+            "hidden_dim": 2048,
+            "dim": 256,
+            "outputs": 8192,
+        },
+        "views": {"preset": "moco-v3", "size": 224},
+        "fit": {"batch_size": 8},
+    },
 }
 
 
