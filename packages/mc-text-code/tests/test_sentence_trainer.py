@@ -539,7 +539,9 @@ trainer.train()
 if rank == 0:
     torch.save({"own": trainer.loss.own_state(), "model": trainer.model.state_dict()}, out / "state.pt")
 torch.save(trainer.loss.head[0].weight.detach(), out / f"head-{rank}.pt")
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+os._exit(0)  # gloo's threads may drop a tensor while the interpreter goes, and abort it (pytorch/pytorch#179291)
 """
 
 
