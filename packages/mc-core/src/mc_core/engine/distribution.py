@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,11 +33,26 @@ def make_accelerator(fit: Fit) -> Accelerator:
         raise ConfigError(f"fit.device is {fit.device!r}: use auto, cpu or cuda")
     if fit.precision == "fp16" and (fit.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("fit.precision fp16 needs a GPU: use bf16 or fp32 on a CPU")
-    return Accelerator(
+    formed_before = torch.distributed.is_initialized()
+    accelerator = Accelerator(
         cpu=fit.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision="no" if fit.precision == "fp32" else fit.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    if torch.distributed.is_initialized() and not formed_before:
+        atexit.register(_leave_gloo)
+    return accelerator
+
+
+def _leave_gloo() -> None:
+    """End gloo's threads while the interpreter still lives: one that drops a tensor later aborts the process.
+
+    See https://github.com/pytorch/pytorch/pull/179291. NCCL's groups are left to the exit, where they harm nobody: to
+    destroy one after an error in another process may wait for it.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        gc.collect()  # a wrapped model would keep the group alive
+        torch.distributed.destroy_process_group()
 
 
 def join_processes(fit: Fit) -> None:
