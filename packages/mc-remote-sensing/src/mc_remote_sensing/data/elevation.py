@@ -1,0 +1,193 @@
+"""An elevation model as the four channels a model sees, on the grid of the image.
+
+Slope and curvature are taken on the model's own grid, with its cell size in metres on the ground, and only then brought to the
+image: the derivative of an enlarged surface would be flat facets with spikes between them. They are computed once, in strips,
+and kept as a GeoTIFF.
+
+Legend: 4 channels, H rows, W columns of the image; h, w of a window.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as RasterWindow
+
+from mc_core.errors import ConfigError, DataError
+from mc_core.files import atomic_path
+from mc_remote_sensing.data.cache import cache_folder, digest, file_state
+from mc_remote_sensing.data.grid import Grid, overlap
+from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
+from mc_remote_sensing.data.raster import Nodata, RasterSource, read_reflected
+from mc_remote_sensing.data.relief import CHANNELS, elevation_features, neighbourhood
+
+VerticalUnit = Literal["metre", "foot"]
+_METRES = {"metre": 1.0, "foot": 0.3048}
+_SPELLINGS = {
+    **dict.fromkeys(("m", "metre", "meter", "metres", "meters"), "metre"),
+    **dict.fromkeys(("ft", "foot", "feet", "us-ft", "us survey foot", "ftus", "us foot", "international foot"), "foot"),
+}
+_STRIP = 256
+_VERSION = 1
+_WHOLE = 1 - 1e-4  # share of a resampled cell that must be known; less than 1 by the rounding of float32 weights
+
+
+class ElevationSource:
+    """The channels of an elevation model, by window of the image's grid. Picklable.
+
+    Args:
+        path: of a raster whose first band is the height.
+        grid: of the image; default the model's own.
+        vertical_unit: of the heights; default what the file says.
+        nodata: instead of what the file says.
+        assume_crs: for a file that has no coordinate system.
+        cache: folder for the derivatives; see :func:`~mc_remote_sensing.data.cache.cache_folder`.
+        relief_radius_m: half side of the square that relative elevation refers to, metres. A fixed neighbourhood, not the tile's
+            median: what a place looks like must not depend on how it was cut.
+
+    Attributes:
+        path: as given.
+        grid: of what :meth:`read` gives.
+        native_grid: of the file.
+        vertical_unit: that was used.
+        derived: the GeoTIFF with the channels on the native grid.
+
+    Raises:
+        DataError: missing or damaged file, no coordinate system, or no common ground with ``grid``.
+        ConfigError: the file does not say its vertical unit, and none was given.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        grid: Grid | None = None,
+        *,
+        vertical_unit: VerticalUnit | None = None,
+        nodata: Nodata = None,
+        assume_crs: str | None = None,
+        cache: Path | None = None,
+        relief_radius_m: float = 250.0,
+    ) -> None:
+        self.path = os.fspath(path)
+        source = RasterSource(self.path, bands=[1], nodata=nodata, assume_crs=assume_crs)
+        self.native_grid = source.native_grid
+        self.grid = grid or self.native_grid
+        if overlap(self.grid, self.native_grid) == 0:
+            raise DataError(f"{self.path}: the elevation model does not overlap the image")
+        self.vertical_unit = vertical_unit or declared_unit(self.path)
+        if self.vertical_unit is None:
+            raise ConfigError(
+                f"{self.path}: does not say whether its heights are metres or feet; say so with --vertical-unit metre "
+                "or --vertical-unit foot"
+            )
+        if self.vertical_unit not in _METRES:
+            raise ConfigError(f"vertical unit {self.vertical_unit!r}: give metre or foot")
+        self.relief_radius_m = float(relief_radius_m)
+        key = digest([_VERSION, file_state(self.path), self.vertical_unit, nodata, assume_crs, self.relief_radius_m])
+        self.derived = cache_folder(cache) / f"{Path(self.path).stem}-relief-{key}.tif"
+        if not self.derived.exists():
+            write_derivatives(source, self.derived, _METRES[self.vertical_unit], self.relief_radius_m)
+        self._same = self.grid.matches(self.native_grid)
+
+    def __repr__(self) -> str:
+        return f"ElevationSource({self.path!r}, grid={self.grid.shape})"
+
+    @property
+    def covers(self) -> float:
+        """Share of ``grid`` inside the model's extent, from 0 to 1."""
+        return overlap(self.grid, self.native_grid)
+
+    def read(self, row: int, col: int, height: int, width: int) -> np.ndarray:
+        """(4, h, w) float32 in the order of ``CHANNELS``, 0 in all of them where the height is not known.
+
+        A window may reach beyond the image: there the channels are reflected and ``valid`` is 0.
+        """
+        values, valid = read_reflected(self._read_inside, self.grid.shape, row, col, height, width)
+        values[3] = valid
+        return values
+
+    def _open(self) -> Any:
+        return handle(("elevation", str(self.derived), self.grid), self._opened)
+
+    def _opened(self) -> Any:
+        file = open_raster(self.derived)
+        if self._same:
+            return file
+        return WarpedVRT(
+            file,
+            crs=self.grid.crs,
+            transform=self.grid.transform,
+            width=self.grid.width,
+            height=self.grid.height,
+            resampling=Resampling.bilinear,
+        )
+
+    def _read_inside(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            values = self._open().read(window=RasterWindow(col, row, width, height))  # type: ignore[call-arg]
+        except RASTER_ERRORS as error:
+            raise read_error(str(self.derived), (row, col, height, width), error) from error
+        valid = values[3] > _WHOLE
+        values[:, ~valid] = 0
+        return values, valid
+
+
+def declared_unit(path: str) -> VerticalUnit | None:
+    """The unit of heights that a file states: of its first band, or of its vertical coordinate system."""
+    with open_raster(path) as file:
+        text = (file.units[0] or "").strip().lower()
+        crs = file.crs
+    if text in _SPELLINGS:
+        return _SPELLINGS[text]  # type: ignore[return-value]
+    if crs is None:
+        return None
+    from pyproj import CRS as ProjCRS
+
+    for axis in ProjCRS.from_wkt(crs.to_wkt()).axis_info:
+        if axis.direction in ("up", "down"):
+            return _SPELLINGS.get(axis.unit_name.lower())  # type: ignore[return-value]
+    return None
+
+
+def write_derivatives(source: RasterSource, path: Path, metres: float, relief_radius_m: float) -> None:
+    """Compute the channels of a whole model in strips, and write them under their name when all are there."""
+    grid = source.native_grid
+    profile = {
+        "driver": "GTiff",
+        "count": len(CHANNELS),
+        "dtype": "float32",
+        "width": grid.width,
+        "height": grid.height,
+        "crs": grid.crs,
+        "transform": grid.transform,
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "interleave": "pixel",
+        "compress": "deflate",
+        "zlevel": 1,
+        "predictor": 3,
+        "bigtiff": "if_safer",
+    }
+    halo = neighbourhood(*grid.pixel_metres, relief_radius_m)[0] + 1
+    with atomic_path(path) as draft, rasterio.open(draft, "w", **profile) as file:
+        for top in range(0, grid.height, _STRIP):
+            height = min(_STRIP, grid.height - top)
+            first, last = max(0, top - halo), min(grid.height, top + height + halo)
+            z, valid = source.read(first, 0, last - first, grid.width)
+            across, down = grid.steps_metres(np.arange(first, last) + 0.5)
+            features = elevation_features(
+                z[0].astype(np.float64) * metres,
+                across[:, None],
+                down[:, None],
+                relief_radius_m=relief_radius_m,
+                valid=valid,
+            )[:, top - first : top - first + height]
+            file.write(features.astype(np.float32), window=RasterWindow(0, top, grid.width, height))  # type: ignore[call-arg]
+        file.descriptions = CHANNELS

@@ -1,0 +1,178 @@
+"""Polygons from GeoPackage, Shapefile, GeoJSON or anything OGR reads: filtered, repaired, in the image's coordinate system."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import shapely
+from rasterio.features import rasterize
+
+from mc_core.errors import ConfigError, DataError, closest
+from mc_remote_sensing.data.grid import Grid, name_of
+
+Role = Literal["target", "extent", "uncertain", "hard_negative"]
+"""What polygons mean: what to find; where all of it was mapped; perhaps so, ignored; looks like it and is not."""
+
+_PIECE_POINTS = 2_000
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """Polygons of one role, in the system of a grid, with what was found wrong with them.
+
+    Attributes:
+        path: of the file.
+        role: what they mean.
+        grid: of the image.
+        geometries: (N,) valid shapely polygons or multipolygons that touch the image.
+        read: polygons in the file after the filter.
+        empty: without geometry.
+        repaired: self-intersecting or otherwise invalid, and made valid.
+        outside: entirely outside the image.
+        crs: of the file, for messages.
+    """
+
+    path: str
+    role: Role
+    grid: Grid
+    geometries: np.ndarray
+    read: int = 0
+    empty: int = 0
+    repaired: int = 0
+    outside: int = 0
+    crs: str = ""
+
+    def __len__(self) -> int:
+        return len(self.geometries)
+
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        return shapely.STRtree(self.geometries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tree"}
+
+    def rasterise(self, row: int, col: int, height: int, width: int) -> np.ndarray:
+        """(h, w) bool: pixels whose centre lies in a polygon."""
+        window = self.grid.window(row, col, height, width)
+        corners = shapely.box(*window.bounds)
+        found = np.sort(self._tree.query(corners))
+        if not len(found):
+            return np.zeros((height, width), dtype=bool)
+        shapes = [self.geometries[i] for i in found]
+        return rasterize(
+            ((shape, 1) for shape in shapes),
+            out_shape=(height, width),
+            transform=window.transform,
+            fill=0,
+            dtype="uint8",
+        ).astype(bool)
+
+
+def read_polygons(
+    path: str | os.PathLike[str],
+    grid: Grid,
+    *,
+    role: Role,
+    where: str | None = None,
+    layer: str | None = None,
+    assume_crs: str | None = None,
+) -> Polygons:
+    """Read, filter, reproject and repair the polygons of a file.
+
+    Args:
+        path: of a vector file.
+        grid: of the image.
+        role: what the polygons mean.
+        where: ``"column=value"`` or ``"column=value,value"``: only these rows.
+        layer: of a file with several.
+        assume_crs: for a file without coordinate system.
+
+    Raises:
+        DataError: unreadable, no coordinate system, no polygons, or none of them in the image.
+        ConfigError: the column, value or layer does not exist.
+    """
+    import pyogrio
+
+    path = os.fspath(path)
+    if not Path(path).exists():
+        raise DataError(f"{path}: does not exist")
+    try:
+        layers = [str(name) for name, _ in pyogrio.list_layers(path)]
+        if layer is not None and layer not in layers:
+            raise ConfigError(f"{path}: has no layer {layer!r}; it has {closest(layer, layers)}")
+        frame = pyogrio.read_dataframe(path, layer=layer or (layers[0] if layers else None), force_2d=True)
+    except pyogrio.errors.DataSourceError as error:
+        raise DataError(f"{path}: is no vector file that can be read ({error})") from error
+    frame = _filter(frame, where, path)
+    if frame.crs is None:
+        if assume_crs is None:
+            raise DataError(f"{path}: has no coordinate system (CRS); if you know it, say so with --assume-crs")
+        frame = frame.set_crs(assume_crs)
+    crs = frame.crs
+    frame = frame.to_crs(grid.crs.to_wkt())
+    return _clean(np.asarray(frame.geometry.array), grid, path=path, role=role, crs=crs.to_string()[:40])
+
+
+def _filter(frame: Any, where: str | None, path: str) -> Any:
+    if where is None:
+        return frame
+    column, equals, value = where.partition("=")
+    if not equals:
+        raise ConfigError(f"{where!r}: give a column and a value, as in column=value")
+    columns = [name for name in frame.columns if name != frame.geometry.name]
+    if column not in columns:
+        raise ConfigError(f"{path}: has no column {column!r}; it has {closest(column, columns)}")
+    texts = frame[column].astype(str)
+    wanted = [part.strip() for part in value.split(",")]
+    chosen = frame[texts.isin(wanted)]
+    if not len(chosen):
+        raise ConfigError(
+            f"{path}: no row has {column} = {value}; it has {closest(value, sorted(set(texts)), count=6)}"
+        )
+    return chosen
+
+
+def _clean(found: np.ndarray, grid: Grid, *, path: str, role: Role, crs: str) -> Polygons:
+    read = len(found)
+    empty = shapely.is_missing(found) | shapely.is_empty(found)
+    found = found[~empty]
+    if not len(found):
+        raise DataError(f"{path}: has no polygons ({read} rows, {int(empty.sum())} without geometry)")
+    invalid = ~shapely.is_valid(found)
+    found = found.copy()
+    found[invalid] = shapely.make_valid(found[invalid])
+    found = np.array([_polygonal(shape) for shape in found], dtype=object)
+    flat = shapely.is_empty(found)
+    if flat.all():
+        raise DataError(f"{path}: holds no polygons but points or lines; draw the outlines as polygons")
+    inside = shapely.intersects(found, shapely.box(*grid.bounds)) & ~flat
+    if not inside.any():
+        bounds = ", ".join(f"{value:.6g}" for value in shapely.total_bounds(found))
+        raise DataError(
+            f"{path}: none of its {len(found)} polygons lies in the image: they cover {bounds}, the image "
+            f"{', '.join(f'{value:.6g}' for value in grid.bounds)} in {name_of(grid.crs)}"
+        )
+    return Polygons(
+        path=path,
+        role=role,
+        grid=grid,
+        geometries=found[inside],
+        read=read,
+        empty=int(empty.sum()) + int(flat.sum()),
+        repaired=int(invalid.sum()),
+        outside=int((~inside & ~flat).sum()),
+        crs=crs,
+    )
+
+
+def _polygonal(shape: Any) -> Any:
+    if shape.geom_type in ("Polygon", "MultiPolygon"):
+        return shape
+    parts = [part for part in shapely.get_parts(shape) if part.geom_type in ("Polygon", "MultiPolygon")]
+    return shapely.union_all(parts) if parts else shapely.Polygon()
