@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mc_remote_sensing.data.relief import CHANNELS, elevation_features
     from mc_remote_sensing.data.scene import Scene, open_scene
     from mc_remote_sensing.data.tiles import TileDataset, band_statistics
-    from mc_remote_sensing.data.vectors import Polygons
+    from mc_remote_sensing.data.polygons import Polygons
 
 __all__ = [
     "CHANNELS",
@@ -67,6 +67,6 @@ __getattr__, __dir__ = attach(
         "relief": ["CHANNELS", "elevation_features"],
         "scene": ["Scene", "open_scene"],
         "tiles": ["TileDataset", "band_statistics"],
-        "vectors": ["Polygons"],
+        "polygons": ["Polygons"],
     },
 )

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from mc_core.errors import ConfigError
-from mc_core.files import atomic_path
 from mc_core.random import derive_seed
 from mc_remote_sensing.data.footprint import Footprint, footprint
 from mc_remote_sensing.data.grid import Grid, Window
 from mc_remote_sensing.data.scene import Scene
+from mc_remote_sensing.vectors import write_geopackage
 
 PARTS = ("train", "validation", "test")
 BUFFER = "buffer"
@@ -209,11 +209,16 @@ def write_blocks(blocks: Blocks, path: str | os.PathLike[str]) -> None:
             "block": [block for _, block in shapes],
             "pixels": [pixels[key] for key in shapes],
         },
-        geometry=[shapely.union_all(parts) for parts in shapes.values()],
+        geometry=[_multi(shapely.union_all(parts)) for parts in shapes.values()],
         crs=blocks.grid.crs.to_wkt(),
     )
-    with atomic_path(path) as draft:
-        frame.to_file(draft, layer="blocks", driver="GPKG")
+    write_geopackage(path, frame, layer="blocks", geometry_type="MultiPolygon")
+
+
+def _multi(shape: Any) -> Any:
+    import shapely
+
+    return shapely.MultiPolygon([shape]) if shape.geom_type == "Polygon" else shape
 
 
 def _corners(w: Window) -> list[tuple[int, int]]:

@@ -11,8 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from rasterio import Affine
-from rasterio.crs import CRS
+from rasterio import CRS, Affine
 from rasterio.transform import array_bounds
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
@@ -72,18 +71,16 @@ class Grid:
 
     def window(self, row: int, col: int, height: int, width: int) -> Grid:
         """The grid of a window, which may reach beyond this one."""
-        return Grid(self.crs, self.transform * Affine.translation(col, row), width, height)
+        a, b, c, d, e, f = tuple(self.transform)[:6]
+        return Grid(self.crs, Affine(a, b, c + a * col + b * row, d, e, f + d * col + e * row), width, height)
 
     def matches(self, other: Grid) -> bool:
         """Same system, size and position, to a hundredth of a pixel."""
         if self.shape != other.shape or self.crs != other.crs:
             return False
-        corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
-        inverse = ~self.transform
-        return all(
-            max(abs(a - b) for a, b in zip(inverse * (other.transform * corner), corner, strict=True)) < 0.01
-            for corner in corners
-        )
+        rows, columns = np.array([0, 0, self.height, self.height]), np.array([0, self.width, 0, self.width])
+        there = self.pixels(*other.coordinates(rows, columns))
+        return bool(np.abs(np.stack(there) - np.stack([rows, columns])).max() < 0.01)
 
     @cached_property
     def pixel_metres(self) -> tuple[float, float]:
@@ -138,6 +135,11 @@ class Grid:
         a, b, c, d, e, f = tuple(self.transform)[:6]
         rows, columns = np.asarray(rows, dtype=np.float64), np.asarray(columns, dtype=np.float64)
         return a * columns + b * rows + c, d * columns + e * rows + f
+
+    def pixels(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns, in fractions, of coordinates: the reverse of :meth:`coordinates`."""
+        a, b, c, d, e, f = tuple(~self.transform)[:6]
+        return d * x + e * y + f, a * x + b * y + c
 
     def area_m2(self, row: int = 0, col: int = 0, height: int | None = None, width: int | None = None) -> float:
         """Area on the ground of a window (default: of the whole grid), square metres."""
@@ -202,8 +204,7 @@ def overlap(grid: Grid, other: Grid) -> float:
             x, y = (np.asarray(v) for v in transform_points(grid.crs, other.crs, x, y))
         except Exception as error:
             raise DataError(f"{name_of(grid.crs)} and {name_of(other.crs)} do not convert ({error})") from error
-    a, b, c, d, e, f = tuple(~other.transform)[:6]
-    column, row = a * x + b * y + c, d * x + e * y + f
+    row, column = other.pixels(x, y)
     inside = (column >= 0) & (column <= other.width) & (row >= 0) & (row <= other.height)
     return float(inside.mean())
 

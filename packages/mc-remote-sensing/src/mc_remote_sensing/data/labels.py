@@ -23,7 +23,7 @@ from mc_core.errors import ConfigError, DataError
 from mc_remote_sensing.data.grid import Grid
 from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
 from mc_remote_sensing.data.raster import RasterSource
-from mc_remote_sensing.data.vectors import Polygons, Role, read_polygons
+from mc_remote_sensing.data.polygons import Polygons, Role, read_polygons
 
 BACKGROUND, TARGET, IGNORE = 0, 1, 255
 _VECTOR_SUFFIXES = {".gpkg", ".shp", ".geojson", ".json", ".fgb", ".kml", ".gml", ".sqlite", ".parquet", ".zip", ".csv"}

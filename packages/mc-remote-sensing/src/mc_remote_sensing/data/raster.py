@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rasterio.crs import CRS
+from rasterio import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.windows import Window as RasterWindow
 
