@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cyclopts import App
 
+from mc_benchmarks.app_code import CODE_COMMANDS
 from mc_core.cli import call_app
 
 app = App(
@@ -340,102 +341,6 @@ def text_speed(
 
 
 @app.command
-def code_step(*, repeats: int = 11, device: _Device = "cpu") -> None:
-    """A training step of CoCoSoDa beside in-batch contrast, and the share of its soft augmentations.
-
-    Args:
-        repeats: Rounds.
-        device: Where.
-    """
-    from mc_benchmarks.code_step import run_code_step
-
-    run_code_step(repeats=repeats, device=device)
-
-
-@app.command
-def code_source(*, repeats: int = 5, megabytes: float = 6.0) -> None:
-    """Source code into tokens and units, beside tree-sitter's parser alone.
-
-    Args:
-        repeats: Rounds.
-        megabytes: Of source code in each round.
-    """
-    from mc_benchmarks.code_source import run_code_source
-
-    run_code_source(repeats=repeats, megabytes=megabytes)
-
-
-@app.command
-def code_lexical(*folders: Path, pairs: int = 5_000, seed: int = 0, processes: int = 0) -> None:
-    """Functions found by their documentation with BM25 alone, in the standard library and in folders of source code.
-
-    Args:
-        folders: Of source code, such as a virtual environment.
-        pairs: Drawn from each.
-        seed: Of the draw.
-        processes: That parse; 0 for all.
-    """
-    from mc_benchmarks.code_source import run_code_lexical
-
-    run_code_lexical(folders=folders, pairs=pairs, seed=seed, processes=processes)
-
-
-@app.command
-def code_search_speed(*, repeats: int = 5, queries: int = 200, processes: int = 0) -> None:
-    """Code search over the standard library: index, refresh, queries warm and from a cold process; bm25s beside it.
-
-    Args:
-        repeats: Of everything but queries.
-        queries: Asked in each mode.
-        processes: That parse; 0 for all.
-    """
-    from mc_benchmarks.code_search_speed import run_code_search_speed
-
-    run_code_search_speed(repeats=repeats, queries=queries, processes=processes)
-
-
-@app.command
-def code_search_signals(*, folder: Path | None = None, queries: int = 1500, seed: int = 0) -> None:
-    """What each signal of the order of results is worth: functions looked up by their documentation and by their names.
-
-    Args:
-        folder: Of source code. Default: the standard library.
-        queries: Of each kind.
-        seed: Of the draw.
-    """
-    from mc_benchmarks.code_search_signals import run_code_search_signals
-
-    run_code_search_signals(folder=folder, queries=queries, seed=seed)
-
-
-@app.command
-def code_search_claims(
-    *,
-    root: tuple[Path, ...] = (),
-    pairs: int = 5_000,
-    seeds: int = 3,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    device: _Device = "cpu",
-    keep: Path = Path("runs/benchmarks"),
-) -> None:
-    """The parts of CoCoSoDa one after the other on real code, measured on unseen packages, beside split BM25.
-
-    Args:
-        root: Folders of Python code; may be given several times. Default: the standard library and what is installed beside it.
-        pairs: Of the test part.
-        seeds: Runs of each.
-        steps: Optimizer steps of each run. Default: the recipe's.
-        batch_size: Pairs of a step. Default: the recipe's.
-        device: Where to train.
-        keep: Folder of finished runs; those that are there are not run again.
-    """
-    from mc_benchmarks.code_claims import run_code_claims
-
-    run_code_claims(roots=root, pairs=pairs, seeds=seeds, steps=steps, batch_size=batch_size, device=device, keep=keep)
-
-
-@app.command
 def tables(*files: Path, check: bool = False) -> None:
     """Write the tables of README files from the saved results, between their ``<!-- benchmark: NAME -->`` marks.
 
@@ -446,3 +351,7 @@ def tables(*files: Path, check: bool = False) -> None:
     from mc_benchmarks.tables import run_tables
 
     run_tables(list(files), check=check)
+
+
+for _command in CODE_COMMANDS:
+    app.command(_command)

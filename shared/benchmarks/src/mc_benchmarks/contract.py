@@ -20,6 +20,7 @@ from mc_core.cli import print_table
 from mc_core.files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
+_FEWEST = 3  # rounds of which a median and a spread can be told
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "mc-core", "mc-vision", "lightly")
 
 
@@ -119,6 +120,7 @@ def paired(
     repeats: int,
     warmup: int = 3,
     device: torch.device | None = None,
+    limit: float | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each candidate, taken in turns so that a slow moment of the machine hits all of them.
 
@@ -127,9 +129,13 @@ def paired(
         repeats: rounds.
         warmup: rounds not counted.
         device: synchronised around each timing when it is a GPU.
+        limit: seconds after which no further round begins, as soon as three are counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    begin = time.perf_counter()
     for round_ in range(warmup + repeats):
+        if limit is not None and round_ >= warmup + _FEWEST and time.perf_counter() - begin > limit:
+            break
         for name, work in candidates.items():
             if device is not None and device.type == "cuda":
                 torch.cuda.synchronize(device)
