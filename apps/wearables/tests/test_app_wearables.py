@@ -160,3 +160,26 @@ def test_ablation_runs_what_is_missing_and_prints_the_paper_beside(store, tiny, 
     assert shown.code == 0, shown.err
     assert "segment-pairs" in shown.out
     assert (tmp_path / "ablation" / "full-0" / "row.json").stat().st_mtime_ns == stamp
+
+
+def test_rows_of_an_ablation_share_a_batch_that_the_people_fill(store, tmp_path, command):
+    out = tmp_path / "ablation"
+    given = command("ablate", store, "--only", "full", "--steps", 2, "--batch-size", 6, "--out", out, "--json")
+    assert given.code == 0, given.err
+    assert read_json(out / "full-0" / "row.json")["recipe"]["fit"]["batch_size"] == 6
+    other = command("ablate", store, "--only", "full", "--steps", 2, "--out", out)
+    assert other.code == 2
+    assert "other settings" in other.err
+    rows = ("--only", "full", "--only", "session-pairs")
+    fitting = command("ablate", store, *rows, "--steps", 2, "--out", tmp_path / "fitting")
+    assert fitting.code == 0, fitting.err
+    sizes = [
+        read_json(tmp_path / "fitting" / f"{name}-0" / "row.json")["recipe"]["fit"]["batch_size"]
+        for name in ("full", "session-pairs")
+    ]
+    assert sizes[0] == sizes[1] < 64  # the recipe's
+    assert f"{sizes[0]} instead of 64" in fitting.err
+    refused = command("ablate", store, "--only", "full", "--batch-size", 0, "--out", tmp_path / "none")
+    assert refused.code == 2
+    assert "batch_size" in refused.err
+    assert not (tmp_path / "none").exists()

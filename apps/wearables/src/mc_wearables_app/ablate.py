@@ -62,6 +62,7 @@ def run_ablate(
     only: Sequence[str],
     seeds: int,
     steps: int | None,
+    batch_size: int | None,
     out: Path,
     as_json: bool,
 ) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def run_ablate(
         raise ConfigError(f"--seeds {seeds}: run each at least once")
     clock = Clock()
     data = None
-    base: dict[str, Any] = {"fit": {"steps": steps}} if steps else {}
+    base: dict[str, Any] = {"fit": {k: v for k, v in (("steps", steps), ("batch_size", batch_size)) if v is not None}}
     if store is not None:
         data = stored(store)
         signal = data.train.kind
@@ -85,6 +86,8 @@ def run_ablate(
         with Status("simulating a cohort"):
             data = simulated(signal, resolve_recipe(named, base))
     check_measurable(data)
+    if batch_size is None:
+        base = merge(base, _batch_within(named, base, only or list(VARIANTS), data))
     rows: dict[str, list[dict[str, float]]] = {}
     for name in only or VARIANTS:
         for seed in range(seeds):
@@ -118,6 +121,17 @@ def run_ablate(
     print_table(f"{data.name}: one change at a time from {named}", ["", *columns, "the paper says"], table)
     print(out / "ablation.json")
     return fields
+
+
+def _batch_within(named: str, base: dict[str, Any], names: Sequence[str], data: Data) -> dict[str, Any]:
+    """The change that makes a batch no larger than the people whom every row can draw, so that all rows have the same one."""
+    recipes = [resolve_recipe(named, merge(base, VARIANTS[name].changes)) for name in names]
+    people = min(len(pair_data(recipe, data)) for recipe in recipes)
+    asked = recipes[0].fit.batch_size
+    if asked <= people:
+        return {}
+    _log.info("a batch holds each person once: %d instead of %d, as many as every row has", people, asked)
+    return {"fit": {"batch_size": people}}
 
 
 def _cell(mean: float, deviation: float | None) -> str:

@@ -222,6 +222,7 @@ def ablate(
     only: list[str] | None = None,
     seeds: int = 1,
     steps: int | None = None,
+    batch_size: int | None = None,
     out: Path = Path("runs/ablation"),
     json: _Json = False,
 ) -> None:
@@ -236,13 +237,22 @@ def ablate(
         only: Rows to run, by name. Default: all.
         seeds: Runs of each.
         steps: Optimizer steps of each run. Default: the recipe's.
+        batch_size: People in a batch. Default: the recipe's, or as many as there are.
         out: Folder of the runs and the table.
         json: Print one JSON object instead of a table.
     """
     from mc_wearables_app.ablate import run_ablate
 
     run_ablate(
-        store, signal=signal, recipe_name=recipe, only=only or [], seeds=seeds, steps=steps, out=out, as_json=json
+        store,
+        signal=signal,
+        recipe_name=recipe,
+        only=only or [],
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch_size,
+        out=out,
+        as_json=json,
     )
 
 
