@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from mc_remote_sensing.data.labels import LabelLayers, MaskRaster, read_labels
     from mc_remote_sensing.data.pairs import ScenePairs
     from mc_remote_sensing.data.patches import PatchScenes
+    from mc_remote_sensing.data.polygons import Polygons
     from mc_remote_sensing.data.raster import RasterSource
     from mc_remote_sensing.data.relief import CHANNELS, elevation_features
     from mc_remote_sensing.data.scene import Scene, open_scene
     from mc_remote_sensing.data.tiles import TileDataset, band_statistics
-    from mc_remote_sensing.data.polygons import Polygons
 
 __all__ = [
     "CHANNELS",

@@ -9,6 +9,7 @@ Legend: 4 channels, H rows, W columns of the image; h, w of a window.
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +112,12 @@ class ElevationSource:
         values, valid = read_reflected(self._read_inside, self.grid.shape, row, col, height, width)
         values[3] = valid
         return values
+
+    def on(self, grid: Grid) -> ElevationSource:
+        """The same channels on another grid."""
+        found = copy.copy(self)
+        found.grid, found._same = grid, grid.matches(self.native_grid)
+        return found
 
     def _open(self) -> Any:
         return handle(("elevation", str(self.derived), self.grid), self._opened)

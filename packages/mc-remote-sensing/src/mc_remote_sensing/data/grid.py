@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from rasterio import CRS, Affine
-from rasterio.transform import array_bounds
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 
@@ -61,8 +60,8 @@ class Grid:
     @cached_property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top in the units of ``crs``: the envelope, if the grid is rotated."""
-        left, bottom, right, top = array_bounds(self.height, self.width, self.transform)
-        return float(left), float(bottom), float(right), float(top)
+        x, y = self.coordinates(np.array([0, 0, self.height, self.height]), np.array([0, self.width, 0, self.width]))
+        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
     @property
     def is_geographic(self) -> bool:

@@ -11,78 +11,92 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rasterio.enums import Resampling
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from mc_core.errors import ConfigError, DataError
-from mc_remote_sensing.data.grid import Grid
+from mc_remote_sensing.data.grid import Grid, overlap
 from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
-from mc_remote_sensing.data.raster import RasterSource
 from mc_remote_sensing.data.polygons import Polygons, Role, read_polygons
+from mc_remote_sensing.data.raster import RasterSource
+from mc_remote_sensing.data.warping import nearest_window
 
 BACKGROUND, TARGET, IGNORE = 0, 1, 255
+_STRIP = 512
 _VECTOR_SUFFIXES = {".gpkg", ".shp", ".geojson", ".json", ".fgb", ".kml", ".gml", ".sqlite", ".parquet", ".zip", ".csv"}
 
 
 @dataclass(frozen=True)
 class MaskRaster:
-    """A raster whose values say what a pixel is.
+    """A raster whose values say what a pixel is; made by :func:`read_labels`.
 
     Attributes:
         path: of the file.
         role: what it tells.
         grid: of the image; another grid is brought to it by the nearest pixel.
-        values: ``{"background": …, "target": …}``; what has any other value is not counted.
-        crs: for a file without coordinate system.
+        native_grid: of the file.
+        target: value of the target.
+        background: value of the background; None for "everything else", but for 255 and the file's nodata value.
+        nodata: that the file declares; counts only where ``background`` is None.
     """
 
     path: str
     role: Role
     grid: Grid
-    values: Mapping[str, int]
-    crs: str | None = None
+    native_grid: Grid
+    target: int
+    background: int | None = None
+    nodata: float | None = None
+
+    @cached_property
+    def _same(self) -> bool:
+        return self.native_grid.matches(self.grid)
 
     def classes(self, row: int, col: int, height: int, width: int) -> np.ndarray:
-        """(h, w) uint8 of 0, 1 and 255."""
+        """(h, w) uint8 of 0, 1 and 255: 255 beyond the image and beyond the file."""
+        if not self._same:
+            wanted = self.grid.window(row, col, height, width)
+            found = nearest_window(self._native, self.native_grid, wanted, IGNORE)
+            found[~inside(self.grid.shape, row, col, height, width)] = IGNORE
+            return found
         found = np.full((height, width), IGNORE, dtype=np.uint8)
         top, left = max(row, 0), max(col, 0)
         bottom, right = min(row + height, self.grid.height), min(col + width, self.grid.width)
-        if top >= bottom or left >= right:
-            return found
-        window = RasterWindow(left, top, right - left, bottom - top)  # type: ignore[call-arg]
-        try:
-            raw = handle(("mask", self.path, self.grid), self._opened).read(1, window=window)
-        except RASTER_ERRORS as error:
-            raise read_error(self.path, (row, col, height, width), error) from error
-        part = np.full(raw.shape, IGNORE, dtype=np.uint8)
-        part[raw == self.values["background"]] = BACKGROUND
-        part[raw == self.values["target"]] = TARGET
-        found[top - row : bottom - row, left - col : right - col] = part
+        if top < bottom and left < right:
+            part = self._native(top, left, bottom - top, right - left)
+            found[top - row : bottom - row, left - col : right - col] = part
         return found
 
-    def _opened(self) -> Any:
-        file = open_raster(self.path)
-        native = RasterSource(self.path, assume_crs=self.crs).native_grid
-        if native.matches(self.grid):
-            return file
-        return WarpedVRT(
-            file,
-            src_crs=native.crs,
-            crs=self.grid.crs,
-            transform=self.grid.transform,
-            width=self.grid.width,
-            height=self.grid.height,
-            resampling=Resampling.nearest,
-        )
+    def _native(self, row: int, col: int, height: int, width: int) -> np.ndarray:
+        window = RasterWindow(col, row, width, height)  # type: ignore[call-arg]
+        try:
+            raw = handle(("raster", self.path), lambda: open_raster(self.path)).read(1, window=window)
+        except RASTER_ERRORS as error:
+            raise read_error(self.path, (row, col, height, width), error) from error
+        if self.background is None:
+            found = np.zeros(raw.shape, dtype=np.uint8)
+            found[(raw == IGNORE) | ~np.isfinite(raw)] = IGNORE
+            if self.nodata is not None:
+                found[raw == self.nodata] = IGNORE
+        else:
+            found = np.full(raw.shape, IGNORE, dtype=np.uint8)
+            found[raw == self.background] = BACKGROUND
+        found[raw == self.target] = TARGET
+        return found
 
     def rasterise(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         """(h, w) bool: pixels with the target's value."""
         return self.classes(row, col, height, width) == TARGET
+
+
+def inside(shape: tuple[int, int], row: int, col: int, height: int, width: int) -> np.ndarray:
+    """(h, w) bool: pixels of a window that lie in a raster of ``shape``."""
+    rows, columns = np.arange(row, row + height), np.arange(col, col + width)
+    return ((rows >= 0) & (rows < shape[0]))[:, None] & ((columns >= 0) & (columns < shape[1]))[None, :]
 
 
 Layer = Polygons | MaskRaster
@@ -113,11 +127,32 @@ class LabelLayers:
 
     def rasterise(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         """(h, w) uint8 of 0, 1 and 255; beyond the image 255."""
+        window = row, col, height, width
         if isinstance(self.target, MaskRaster):
-            labels = self.target.classes(row, col, height, width)
+            labels = self.target.classes(*window)
+            target = labels == TARGET
         else:
-            labels = self.target.rasterise(row, col, height, width).astype(np.uint8)
+            target = self.target.rasterise(*window)
+            labels = target.astype(np.uint8)
+        if self.hard_negatives is not None:
+            hard = self.hard_negatives.rasterise(*window)
+            labels[hard] = BACKGROUND
+            labels[hard & target] = IGNORE
+        if self.boundary_ignore_px:
+            labels[self._boundary(*window)] = IGNORE
+        if self.uncertain is not None:
+            labels[self.uncertain.rasterise(*window)] = IGNORE
+        if self.extent is not None:
+            labels[~self.extent.rasterise(*window)] = IGNORE
+        if row < 0 or col < 0 or row + height > self.grid.height or col + width > self.grid.width:
+            labels[~inside(self.grid.shape, *window)] = IGNORE
         return labels
+
+    def _boundary(self, row: int, col: int, height: int, width: int) -> np.ndarray:
+        k = self.boundary_ignore_px
+        target = self.target.rasterise(row - k, col - k, height + 2 * k, width + 2 * k).astype(np.uint8)
+        ring = maximum_filter(target, 2 * k + 1) != minimum_filter(target, 2 * k + 1)
+        return ring[k : k + height, k : k + width]
 
 
 def read_labels(
@@ -138,7 +173,8 @@ def read_labels(
         role: what it tells.
         where: of polygons, ``"column=value"``.
         layer: of a file with several.
-        values: of a raster, default ``{"background": 0, "target": 1}``.
+        values: of a raster, default ``{"background": 0, "target": 1}``; what has another value is not counted. With the target
+            alone, everything else is background but for 255 and the file's nodata value.
         assume_crs: for a file without coordinate system.
 
     Raises:
@@ -154,4 +190,39 @@ def read_labels(
         return read_polygons(path, grid, role=role, where=where, layer=layer, assume_crs=assume_crs)
     if where is not None or layer is not None:
         raise ConfigError(f"{path}: is a raster of labels; a column or layer is for polygons")
-    return MaskRaster(path, role, grid, dict(values or {"background": 0, "target": 1}), assume_crs)
+    return _read_mask(path, grid, role, values or {"background": 0, "target": 1}, assume_crs)
+
+
+def _read_mask(path: str, grid: Grid, role: Role, values: Mapping[str, int], assume_crs: str | None) -> MaskRaster:
+    unknown = set(values) - {"background", "target"}
+    if unknown or "target" not in values or values["target"] == values.get("background"):
+        raise ConfigError(f"label values {dict(values)}: give the value of target and, of another value, background")
+    source = RasterSource(path, bands=[1], assume_crs=assume_crs)
+    if overlap(grid, source.native_grid) == 0:
+        raise DataError(f"{path}: the labels do not overlap the image")
+    mask = MaskRaster(
+        path, role, grid, source.native_grid, values["target"], values.get("background"), source.nodata[0]
+    )
+    found = _values(path)
+    if mask.target not in found:
+        raise DataError(
+            f"{path}: no pixel has the value {mask.target} of the {role.replace('_', ' ')}; it holds "
+            f"{', '.join(f'{value:g}' for value in found[:8])}{' …' if len(found) > 8 else ''}: say which is which with "
+            "--label-values target=…,background=…"
+        )
+    return mask
+
+
+def _values(path: str) -> list[float]:
+    """The values of a mask, in rising order; the first few hundred when there are more."""
+    found: set[float] = set()
+    with open_raster(path) as file:
+        for top in range(0, file.height, _STRIP):
+            window = RasterWindow(0, top, file.width, min(_STRIP, file.height - top))  # type: ignore[call-arg]
+            try:
+                found.update(np.unique(file.read(1, window=window)).tolist())
+            except RASTER_ERRORS as error:
+                raise read_error(path, (top, 0, _STRIP, file.width), error) from error
+            if len(found) > 1000:
+                raise DataError(f"{path}: has more than 1,000 values; is it a raster of labels?")
+    return sorted(found)

@@ -18,8 +18,6 @@ from mc_remote_sensing.data.grid import Grid, name_of
 Role = Literal["target", "extent", "uncertain", "hard_negative"]
 """What polygons mean: what to find; where all of it was mapped; perhaps so, ignored; looks like it and is not."""
 
-_PIECE_POINTS = 2_000
-
 
 @dataclass(frozen=True)
 class Polygons:
@@ -52,6 +50,7 @@ class Polygons:
 
     @cached_property
     def _tree(self) -> shapely.STRtree:
+        shapely.prepare(self.geometries)
         return shapely.STRtree(self.geometries)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,18 +59,24 @@ class Polygons:
     def rasterise(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         """(h, w) bool: pixels whose centre lies in a polygon."""
         window = self.grid.window(row, col, height, width)
-        corners = shapely.box(*window.bounds)
-        found = np.sort(self._tree.query(corners))
+        tree = self._tree
+        left, bottom, right, top = window.bounds
+        edge_x, edge_y = (right - left) / width, (top - bottom) / height
+        corners = left - edge_x, bottom - edge_y, right + edge_x, top + edge_y
+        found = tree.query(shapely.box(*corners))
         if not len(found):
             return np.zeros((height, width), dtype=bool)
-        shapes = [self.geometries[i] for i in found]
-        return rasterize(
-            ((shape, 1) for shape in shapes),
-            out_shape=(height, width),
-            transform=window.transform,
-            fill=0,
-            dtype="uint8",
-        ).astype(bool)
+        near = self.geometries[found]
+        if shapely.contains_properly(near, shapely.box(*corners)).any():
+            return np.ones((height, width), dtype=bool)
+        shapes = shapely.clip_by_rect(near, *corners)  # a pixel more than the window, so that no centre lies on the cut
+        shapes = shapes[~shapely.is_empty(shapes)]
+        if not len(shapes):
+            return np.zeros((height, width), dtype=bool)
+        burnt = rasterize(
+            shapes, out_shape=(height, width), transform=window.transform, fill=0, default_value=1, dtype="uint8"
+        )
+        return burnt.view(bool)
 
 
 def read_polygons(

@@ -5,6 +5,7 @@ Legend: C bands, H rows, W columns of the file; h, w of a window.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from rasterio.windows import Window as RasterWindow
 from mc_core.errors import ConfigError, DataError, closest
 from mc_remote_sensing.data.grid import Grid
 from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
+from mc_remote_sensing.data.warping import bilinear_window
 
 Nodata = float | Literal["none"] | None
 """A value that means "no data", ``"none"`` for "every pixel is valid", or None for what the file says."""
@@ -155,7 +157,15 @@ class RasterSource:
         return all(value in (0, most) for value in self._nodata)
 
     def _read_warped(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        raise DataError("not yet")
+        return bilinear_window(
+            self._read_native, self.native_grid, self.grid.window(row, col, height, width), self.count
+        )
+
+    def on(self, grid: Grid) -> RasterSource:
+        """The same bands, read as if the file had ``grid``."""
+        found = copy.copy(self)
+        found.grid, found._warped = grid, not grid.matches(self.native_grid)
+        return found
 
 
 def read_reflected(

@@ -19,7 +19,8 @@ from mc_remote_sensing.data.labels import IGNORE
 from mc_remote_sensing.data.scene import Scene
 
 _TRIES = 20
-_LEAST_VALID = 0.05
+LEAST_VALID = 0.05
+"""Windows with a smaller share of valid pixels are drawn again."""
 
 
 class TileDataset:
@@ -72,7 +73,7 @@ class TileDataset:
                     f"widen it to {tile * max(scene.grid.pixel_metres):.0f} m or take smaller tiles"
                 )
         maps = [
-            footprint(scene, _step(tile), its.part(part) if its else None)
+            footprint(scene, cell_size(tile), its.part(part) if its else None)
             for scene, its in zip(self.scenes, self.blocks, strict=True)
         ]
         self._valid = [found.valid for found in maps]
@@ -96,8 +97,8 @@ class TileDataset:
         cells = self._cells[kind]
         for _ in range(_TRIES):
             number, row, column = cells[rng.integers(len(cells))].tolist()
-            found = self._around(number, row, column, rng)
-            if self._share_valid(number, found) >= _LEAST_VALID:
+            found = window_around(self.scenes[number].grid.shape, self.tile, row, column, rng)
+            if share_valid(self._valid[number], found) >= LEAST_VALID:
                 break
         return number, found
 
@@ -107,23 +108,6 @@ class TileDataset:
         if self.target_share <= u < self.target_share + self.hard_negative_share and len(self._cells["hard"]):
             return "hard"
         return "known"
-
-    def _around(self, number: int, row: int, column: int, rng: np.random.Generator) -> Window:
-        """A window at a random place around a random pixel of a cell, moved into the scene where it fits."""
-        step, tile = _step(self.tile), self.tile
-        height, width = self.scenes[number].grid.shape
-        offsets = rng.integers(0, (step, step, tile, tile))
-        top = min(row * step + int(offsets[0]), height - 1) - int(offsets[2])
-        left = min(column * step + int(offsets[1]), width - 1) - int(offsets[3])
-        top = min(max(top, 0), height - tile) if height >= tile else -((tile - height) // 2)
-        left = min(max(left, 0), width - tile) if width >= tile else -((tile - width) // 2)
-        return Window(top, left, tile, tile)
-
-    def _share_valid(self, number: int, window: Window) -> float:
-        step = _step(self.tile)
-        rows = slice(max(window.row, 0) // step, (window.row + window.height) // step + 1)
-        columns = slice(max(window.col, 0) // step, (window.col + window.width) // step + 1)
-        return float(self._valid[number][rows, columns].sum()) / self.tile**2
 
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One window: where it lies comes from ``rng`` alone, which is a function of (seed, epoch, index).
@@ -156,8 +140,36 @@ class TileDataset:
         }
 
 
-def _step(tile: int) -> int:
+def cell_size(tile: int) -> int:
+    """Side in pixels of the cells that windows of ``tile`` pixels are drawn from."""
     return max(1, min(16, tile // 8))
+
+
+def window_around(shape: tuple[int, int], tile: int, row: int, column: int, rng: np.random.Generator) -> Window:
+    """A window at a random place around a random pixel of a cell, moved into the scene, or set about it if it is larger.
+
+    Args:
+        shape: of the scene.
+        tile: side of the window.
+        row: of the cell.
+        column: of the cell.
+        rng: all randomness.
+    """
+    step = cell_size(tile)
+    drawn = rng.integers(0, (step, step, tile, tile)).tolist()
+    starts = []
+    for size, cell, inside, offset in zip(shape, (row, column), drawn[:2], drawn[2:], strict=True):
+        start = min(cell * step + inside, size - 1) - offset
+        starts.append(min(max(start, 0), size - tile) if size >= tile else (size - tile) // 2)
+    return Window(starts[0], starts[1], tile, tile)
+
+
+def share_valid(valid: np.ndarray, window: Window) -> float:
+    """About the share of a window that is valid, from the counts of a :class:`~mc_remote_sensing.data.footprint.Footprint`."""
+    step = cell_size(window.height)
+    rows = slice(max(window.row, 0) // step, (window.row + window.height) // step + 1)
+    columns = slice(max(window.col, 0) // step, (window.col + window.width) // step + 1)
+    return float(valid[rows, columns].sum()) / (window.height * window.width)
 
 
 def _cells(maps: Sequence[Footprint], kind: str) -> np.ndarray:
