@@ -117,6 +117,18 @@ def test_a_static_table_is_a_model(file, tmp_path):
     assert not (tmp_path / "table" / "code-eval.json").exists()
 
 
+def test_functions_in_a_file_of_their_own(tmp_path):
+    (tmp_path / "questions").mkdir()
+    questions = tmp_path / "questions" / "test.jsonl"
+    questions.write_text("".join(json.dumps({"url": f"u{n}", "query": f"word{n} word"}) + "\n" for n in range(3)))
+    functions = tmp_path / "functions.jsonl"
+    functions.write_text("".join(json.dumps({"url": f"u{n}", "code": f"word{n} = word"}) + "\n" for n in range(5)))
+    found = code("eval", "--data", questions, "--candidates", functions, "--json")
+    assert found.code == 0, found.err
+    row = found.json["rows"]["lexical"]
+    assert (row["queries"], row["candidates"], row["mrr"]) == (3, 5, 1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -126,11 +138,12 @@ def test_a_static_table_is_a_model(file, tmp_path):
         (["--path", "nowhere"], "nowhere"),
         (["--data", "no.jsonl"], "no.jsonl: no such file"),
         (["--data", "nameless.jsonl", "--hide-names"], "does not say what its functions are called"),
+        (["--stdlib", "--candidates", "nameless.jsonl"], "--candidates belongs to --data"),
         (["--data", "nameless.jsonl", "--protocol", "a"], "batches of 1,000 pairs, and there are 2"),
         (["model", "--data", "nameless.jsonl"], "model: no such folder"),
         (["bare", "--data", "nameless.jsonl"], "bare holds neither a run"),
     ],
-    ids=["nothing", "two", "undocumented", "folder", "file", "names", "few", "no model", "not a model"],
+    ids=["nothing", "two", "undocumented", "folder", "file", "names", "candidates", "few", "no model", "not a model"],
 )
 def test_what_cannot_work_is_one_line(arguments, part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -156,6 +156,14 @@ def test_a_numbered_table_beside_the_questions(tmp_path):
         open_search_set(tmp_path / "q.parquet", candidates=tmp_path / "other.parquet")
 
 
+def test_a_file_of_candidates_is_not_one_of_questions(tmp_path):
+    pq.write_table(pa.table({"code_id": [3, 5], "code": ["c3", "c5"]}), tmp_path / "base.parquet")
+    with pytest.raises(DataError, match="base.parquet holds candidates and no questions.*'code_id'"):
+        open_search_set(tmp_path / "base.parquet")
+    with pytest.raises(DataError, match="is a folder; name one of its files"):
+        open_search_set(tmp_path)
+
+
 def test_pairs_are_a_search_set_too(tmp_path):
     path = lines(tmp_path / "a.jsonl", *({"query": f"q{n}", "code": f"c{n}"} for n in range(3)))
     asked = open_search_set(path)

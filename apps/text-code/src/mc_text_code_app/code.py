@@ -164,6 +164,7 @@ def evaluate(
     /,
     *,
     data: Path | None = None,
+    candidates: Path | None = None,
     path: Path | None = None,
     stdlib: _Flag = False,
     hide_names: _Flag = False,
@@ -181,6 +182,7 @@ def evaluate(
     Args:
         model: A run, any SentenceTransformer folder, or a static table.
         data: File of pairs: CodeSearchNet, AdvTest, CoSQA, or any .jsonl or .parquet with questions and code.
+        candidates: File of the functions that --data names its answers in by number or url. Default: the one beside it.
         path: Folder with source code; a tenth of its documented functions is asked about, of whole packages or files.
         stdlib: The installed Python standard library, likewise. Default: what the run held out.
         hide_names: Hide each function's own name in its code.
@@ -196,6 +198,7 @@ def evaluate(
     run_eval(
         model,
         data=data,
+        candidates=candidates,
         path=path,
         stdlib=stdlib,
         hide_names=hide_names,

@@ -47,6 +47,7 @@ def run_eval(
     model: Path | None,
     *,
     data: Path | None,
+    candidates: Path | None,
     path: Path | None,
     stdlib: bool,
     hide_names: bool,
@@ -61,9 +62,11 @@ def run_eval(
     clock = Clock()
     if sum((data is not None, path is not None, stdlib)) > 1:
         raise ConfigError("--data, --path and --stdlib are three things to measure on: take one of them")
+    if candidates is not None and data is None:
+        raise ConfigError("--candidates belongs to --data: name the file of the questions, too")
     encoder = None if model is None else code_encoder(model, device)
     with Status("reading pairs"):
-        source = _source(model, data, path, stdlib)
+        source = _source(model, data, candidates, path, stdlib)
     if hide_names and not any(source.asked.names):
         raise ConfigError(f"--hide-names: {source.name} does not say what its functions are called")
     others: dict[str, CodeEncoder] = {}
@@ -102,9 +105,9 @@ def run_eval(
     return found
 
 
-def _source(model: Path | None, data: Path | None, path: Path | None, stdlib: bool) -> Source:
+def _source(model: Path | None, data: Path | None, candidates: Path | None, path: Path | None, stdlib: bool) -> Source:
     if data is not None:
-        return Source(open_search_set(data), data.name)
+        return Source(open_search_set(data, candidates=candidates), data.name)
     if path is not None or stdlib:
         name = "the standard library" if path is None else str(path)
         pairs = (mine_standard_library(processes=0) if path is None else mine(path, processes=0)).pairs

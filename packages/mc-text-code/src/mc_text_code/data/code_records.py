@@ -36,6 +36,8 @@ def read_records(path: Path) -> Iterator[tuple[str, Record]]:
         DataError: the file is missing, cut off, empty or of another kind; a line is no JSON object.
     """
     kind = kind_of(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name one of its files, as {KINDS}")
     if not path.is_file():
         raise DataError(f"{path}: no such file; give {KINDS}")
     if not kind:

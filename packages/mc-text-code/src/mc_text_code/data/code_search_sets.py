@@ -86,6 +86,10 @@ def open_search_set(
     reader = PairReader(query, code, language, tokens, documentation)
     records = list(read_records(path))
     key = next((name for name in _ANSWERS if name in records[0][1]), None)
+    if key is not None and query is None and not any(name in records[0][1] for name in QUERY_FIELDS):
+        raise DataError(
+            f"{path} holds candidates and no questions; name the file of the questions whose '{key}' they have"
+        )
     beside = path.with_name(_CODEBASE + "".join(path.suffixes))
     if key is not None:
         pool = _numbered(Path(candidates) if candidates else _beside(path, key), reader, key)
