@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mc_core.lazy import attach
 
 if TYPE_CHECKING:
-    from mc_remote_sensing.data.align import AlignmentReport, Finding, alignment_figure, check_alignment
+    from mc_remote_sensing.data.align import AlignmentReport, Finding, check_alignment
+    from mc_remote_sensing.data.alignment_picture import alignment_figure
     from mc_remote_sensing.data.blocks import Blocks, spatial_blocks, write_blocks
     from mc_remote_sensing.data.elevation import ElevationSource
     from mc_remote_sensing.data.footprint import Footprint, footprint
@@ -55,7 +56,8 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "align": ["AlignmentReport", "Finding", "alignment_figure", "check_alignment"],
+        "align": ["AlignmentReport", "Finding", "check_alignment"],
+        "alignment_picture": ["alignment_figure"],
         "blocks": ["Blocks", "spatial_blocks", "write_blocks"],
         "elevation": ["ElevationSource"],
         "footprint": ["Footprint", "footprint"],

@@ -113,6 +113,15 @@ class ElevationSource:
         values[3] = valid
         return values
 
+    def overview(self, most: int = 1024) -> np.ndarray:
+        """(4, h, w) float32 of the whole grid, no side longer than ``most`` pixels."""
+        shrink = max(1.0, self.grid.height / most, self.grid.width / most)
+        shape = max(1, round(self.grid.height / shrink)), max(1, round(self.grid.width / shrink))
+        values = self._open().read(out_shape=(len(CHANNELS), *shape))
+        values[:, values[3] <= _WHOLE] = 0
+        values[3] = values[3] > 0
+        return values
+
     def on(self, grid: Grid) -> ElevationSource:
         """The same channels on another grid."""
         found = copy.copy(self)

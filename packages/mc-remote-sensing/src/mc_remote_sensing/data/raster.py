@@ -119,16 +119,26 @@ class RasterSource:
     def _open(self) -> Any:
         return handle(("raster", self.path), lambda: open_raster(self.path))
 
-    def _read_native(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def overview(self, most: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+        """The whole raster on its own grid, every n-th pixel so that no side exceeds ``most``: values and validity as of
+        :meth:`read`."""
+        height, width = self.native_grid.shape
+        shrink = max(1.0, height / most, width / most)
+        shape = max(1, round(height / shrink)), max(1, round(width / shrink))
+        return self._read_native(0, 0, height, width, shape=shape)
+
+    def _read_native(
+        self, row: int, col: int, height: int, width: int, *, shape: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         window = RasterWindow(col, row, width, height)  # type: ignore[call-arg]
         numbers = [*self._numbers, self._alpha] if self._alpha else self._numbers
         file = self._open()
         try:
-            raw = file.read(numbers, window=window)
-            mask = file.read_masks(self._numbers[0], window=window) if self._masked else None
+            raw = file.read(numbers, window=window, out_shape=None if shape is None else (len(numbers), *shape))
+            mask = file.read_masks(self._numbers[0], window=window, out_shape=shape) if self._masked else None
         except RASTER_ERRORS as error:
             raise read_error(self.path, (row, col, height, width), error) from error
-        valid = np.ones((height, width), dtype=bool)
+        valid = np.ones(raw.shape[1:], dtype=bool)
         if self._alpha:
             valid &= raw[-1] > 0
             raw = raw[:-1]
