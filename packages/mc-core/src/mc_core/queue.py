@@ -20,7 +20,7 @@ class FeatureQueue(nn.Module):
     Rows are stored as given (normalise before enqueueing), in their order of arrival around a ring, so that reading
     them copies nothing. Only rows that were really enqueued are visible. All processes hold the same contents, hence a
     queue saved on four loads on one and the reverse. Contents and cursor are buffers; Python integers mirror the
-    cursor, so that neither reading nor writing waits for a device.
+    cursor, so that neither reading nor writing waits for a device (writing with ``keep`` does).
 
     Enqueue *after* the backward pass: the features are a view of the ring, and autograd refuses to differentiate
     through rows that were overwritten since.
@@ -108,31 +108,42 @@ class FeatureQueue(nn.Module):
         return self.features.roll(-self._pointer, 0), None if ids is None else ids.roll(-self._pointer, 0)
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, ids: Tensor | None = None) -> None:
+    def enqueue(self, features: Tensor, ids: Tensor | None = None, *, keep: Tensor | None = None) -> None:
         """Append rows of all processes in rank order, dropping the oldest beyond ``size``.
 
-        Collective when ``torch.distributed`` is initialised: every process must call it, with equally many rows.
+        Collective when ``torch.distributed`` is initialised: every process must call it, with equally many rows. Where the
+        number of keys varies, fill up with any rows and say with ``keep`` which count.
 
         Args:
             features: (B, D), any B; cast to the queue's dtype. Of more than K rows the last K stay.
             ids: (B,) int64, exactly when the queue was made ``with_ids``.
+            keep: (B,) bool, the rows that enter; default all. To count them, their device has to be waited for.
 
         Raises:
             ConfigError: ids missing or unexpected.
-            DataError: features or ids of the wrong shape or dtype.
+            DataError: features, ids or keep of the wrong shape or dtype.
+
+        >>> queue = FeatureQueue(size=3, dim=1)
+        >>> queue.enqueue(torch.tensor([[1.0], [2.0], [3.0]]), keep=torch.tensor([True, False, True]))
+        >>> queue.features.flatten().tolist()
+        [1.0, 3.0]
         """
-        self._check(features, ids)
+        self._check(features, ids, keep)
         if features.dtype.itemsize > self.ring.dtype.itemsize:
             features = features.to(self.ring.dtype)  # before it travels
         rows_GD = gather_rows(features)
+        all_ids = None if ids is None else gather_rows(ids)
+        if keep is not None:
+            chosen = gather_rows(keep).nonzero().squeeze(1)
+            rows_GD, all_ids = rows_GD[chosen], None if all_ids is None else all_ids[chosen]
         new = rows_GD.shape[0]
         if new == 0:
             return
         kept = min(new, self.size)
         start = (self._pointer + new - kept) % self.size
         self._write(self.ring, start, rows_GD[new - kept :])
-        if self.ring_ids is not None and ids is not None:
-            self._write(self.ring_ids, start, gather_rows(ids)[new - kept :])
+        if self.ring_ids is not None and all_ids is not None:
+            self._write(self.ring_ids, start, all_ids[new - kept :])
         self._set_cursor((self._pointer + new) % self.size, min(self._fill + new, self.size), new)
 
     def clear(self) -> None:
@@ -182,7 +193,12 @@ class FeatureQueue(nn.Module):
         for position, value in enumerate(values):
             self.cursor[position].fill_(value)  # a Python scalar travels as a kernel argument: no copy to wait for
 
-    def _check(self, features: Tensor, ids: Tensor | None) -> None:
+    def _check(self, features: Tensor, ids: Tensor | None, keep: Tensor | None) -> None:
+        if keep is not None and (keep.shape != features.shape[:1] or keep.dtype != torch.bool):
+            raise DataError(
+                f"keep is {keep.dtype} of shape {tuple(keep.shape)}; {features.shape[0]} rows need torch.bool of shape "
+                f"({features.shape[0]},)"
+            )
         if features.ndim != 2 or features.shape[1] != self.dim or not features.is_floating_point():
             raise DataError(
                 f"features are {features.dtype} of shape {tuple(features.shape)}; "
