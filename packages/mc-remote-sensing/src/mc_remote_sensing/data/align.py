@@ -26,6 +26,7 @@ COARSE = 10.0
 
 _LOOK = 256
 _EVEREST_M = 8_849.0
+_DEAD_SEA_M = -500.0
 _FILL_SHARE = 0.02
 
 
@@ -234,12 +235,12 @@ def _look_at_elevation(found: _Findings, relief: RasterSource, vertical_unit: Ve
         return
     low, high = float(heights[valid].min()), float(heights[valid].max())
     metres = 0.3048 if unit == "foot" else 1.0
-    if high * metres > _EVEREST_M or low * metres < -11_000:
+    if high * metres > _EVEREST_M or low * metres < _DEAD_SEA_M:
         found.say(
             "warning",
             "heights",
-            f"{name}: its heights go from {low:,.0f} to {high:,.0f} {unit or ''}, which is no ground on Earth: are they feet, or "
-            "is a nodata value not declared?",
+            f"{name}: its heights go from {low:,.0f} to {high:,.0f} {unit or ''}, which no dry land does: are they "
+            "feet, the sea floor, or is a nodata value not declared?",
             lowest=low,
             highest=high,
         )

@@ -94,7 +94,11 @@ class ElevationSource:
         self.derived = cache_folder(cache) / f"{Path(self.path).stem}-relief-{key}.tif"
         if not self.derived.exists():
             write_derivatives(source, self.derived, _METRES[self.vertical_unit], self.relief_radius_m)
-        self._same = self.grid.matches(self.native_grid)
+        self._place(self.grid)
+
+    def _place(self, grid: Grid) -> None:
+        self.grid, self._same = grid, grid.matches(self.native_grid)
+        self._key = f"{self.derived} on {digest([grid.crs.to_wkt(), list(grid.transform), grid.shape])}"
 
     def __repr__(self) -> str:
         return f"ElevationSource({self.path!r}, grid={self.grid.shape})"
@@ -125,11 +129,11 @@ class ElevationSource:
     def on(self, grid: Grid) -> ElevationSource:
         """The same channels on another grid."""
         found = copy.copy(self)
-        found.grid, found._same = grid, grid.matches(self.native_grid)
+        found._place(grid)
         return found
 
     def _open(self) -> Any:
-        return handle(("elevation", str(self.derived), self.grid), self._opened)
+        return handle(self._key, self._opened)
 
     def _opened(self) -> Any:
         file = open_raster(self.derived)

@@ -15,7 +15,7 @@ from rasterio import CRS, Affine
 from rasterio.warp import transform as transform_points
 from rasterio.warp import transform_bounds
 
-from mc_core.errors import DataError
+from mc_core.errors import ConfigError, DataError
 
 _WGS84 = CRS.from_epsg(4326)
 _TRUE_TO_SCALE = 0.01
@@ -206,6 +206,20 @@ def overlap(grid: Grid, other: Grid) -> float:
     row, column = other.pixels(x, y)
     inside = (column >= 0) & (column <= other.width) & (row >= 0) & (row <= other.height)
     return float(inside.mean())
+
+
+def crs_of(text: str) -> CRS:
+    """The coordinate system a user names: a code such as ``EPSG:32632``, WKT or a PROJ string.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return CRS.from_user_input(text)
+    except Exception as error:
+        raise ConfigError(
+            f"--assume-crs {text}: is no coordinate system; give a code such as EPSG:32632, or WKT"
+        ) from error
 
 
 def name_of(crs: CRS) -> str:

@@ -27,7 +27,7 @@ from mc_remote_sensing.data.warping import nearest_window
 
 BACKGROUND, TARGET, IGNORE = 0, 1, 255
 _STRIP = 512
-_VECTOR_SUFFIXES = {".gpkg", ".shp", ".geojson", ".json", ".fgb", ".kml", ".gml", ".sqlite", ".parquet", ".zip", ".csv"}
+_VECTOR_SUFFIXES = {".gpkg", ".shp", ".geojson", ".json", ".fgb", ".kml", ".gml", ".sqlite", ".zip"}
 
 
 @dataclass(frozen=True)

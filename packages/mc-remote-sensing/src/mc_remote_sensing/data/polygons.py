@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import shapely
+from rasterio import CRS
 from rasterio.features import rasterize
 
 from mc_core.errors import ConfigError, DataError, closest
-from mc_remote_sensing.data.grid import Grid, name_of
+from mc_remote_sensing.data.grid import Grid, crs_of, name_of
 
 Role = Literal["target", "extent", "uncertain", "hard_negative"]
 """What polygons mean: what to find; where all of it was mapped; perhaps so, ignored; looks like it and is not."""
@@ -108,20 +110,38 @@ def read_polygons(
     if not Path(path).exists():
         raise DataError(f"{path}: does not exist")
     try:
-        layers = [str(name) for name, _ in pyogrio.list_layers(path)]
-        if layer is not None and layer not in layers:
-            raise ConfigError(f"{path}: has no layer {layer!r}; it has {closest(layer, layers)}")
-        frame = pyogrio.read_dataframe(path, layer=layer or (layers[0] if layers else None), force_2d=True)
-    except pyogrio.errors.DataSourceError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # OGR's remarks on rings; what matters is repaired below
+            frame = pyogrio.read_dataframe(path, layer=_layer(path, layer), force_2d=True)
+    except (RuntimeError, ValueError) as error:  # the bases of all of pyogrio's
         raise DataError(f"{path}: is no vector file that can be read ({error})") from error
+    if "geometry" not in frame:
+        raise DataError(f"{path}: is a table without geometry; polygons are needed")
     frame = _filter(frame, where, path)
     if frame.crs is None:
-        if assume_crs is None:
-            raise DataError(f"{path}: has no coordinate system (CRS); if you know it, say so with --assume-crs")
-        frame = frame.set_crs(assume_crs)
-    crs = frame.crs
+        frame = frame.set_crs(_assumed(assume_crs, path))
+    crs = CRS.from_wkt(frame.crs.to_wkt())
     frame = frame.to_crs(grid.crs.to_wkt())
-    return _clean(np.asarray(frame.geometry.array), grid, path=path, role=role, crs=crs.to_string()[:40])
+    return _clean(np.asarray(frame.geometry.array), grid, path=path, role=role, crs=name_of(crs))
+
+
+def _layer(path: str, wanted: str | None) -> str | None:
+    import pyogrio
+
+    layers = {str(name): kind for name, kind in pyogrio.list_layers(path)}
+    if wanted is not None and wanted not in layers:
+        raise ConfigError(f"{path}: has no layer {wanted!r}; it has {closest(wanted, layers)}")
+    spatial = [name for name, kind in layers.items() if kind is not None]
+    return wanted or next(iter(spatial or layers), None)
+
+
+def _assumed(assume_crs: str | None, path: str) -> str:
+    if assume_crs is None:
+        raise DataError(
+            f"{path}: has no coordinate system (CRS); if you know it, say so with --assume-crs, for example "
+            "--assume-crs EPSG:32632"
+        )
+    return crs_of(assume_crs).to_wkt()
 
 
 def _filter(frame: Any, where: str | None, path: str) -> Any:
@@ -153,6 +173,10 @@ def _clean(found: np.ndarray, grid: Grid, *, path: str, role: Role, crs: str) ->
     found = found.copy()
     found[invalid] = shapely.make_valid(found[invalid])
     found = np.array([_polygonal(shape) for shape in found], dtype=object)
+    if not np.isfinite(shapely.total_bounds(found)).all() and not shapely.is_empty(found).all():
+        raise DataError(
+            f"{path}: its coordinates do not convert to {name_of(grid.crs)}: is its coordinate system right?"
+        )
     flat = shapely.is_empty(found)
     if flat.all():
         raise DataError(f"{path}: holds no polygons but points or lines; draw the outlines as polygons")

@@ -18,7 +18,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.windows import Window as RasterWindow
 
 from mc_core.errors import ConfigError, DataError, closest
-from mc_remote_sensing.data.grid import Grid
+from mc_remote_sensing.data.grid import Grid, crs_of
 from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
 from mc_remote_sensing.data.warping import bilinear_window
 
@@ -71,6 +71,7 @@ class RasterSource:
         self.path = os.fspath(path)
         with open_raster(self.path) as file:
             self.dtype = str(file.dtypes[0])
+            _check_placed(file, self.path)
             self.has_crs = file.crs is not None
             self.native_grid = Grid(_crs(file.crs, assume_crs, self.path), file.transform, file.width, file.height)
             self.units = tuple(unit or "" for unit in file.units)
@@ -144,21 +145,21 @@ class RasterSource:
             raw = raw[:-1]
         if mask is not None:
             valid &= mask > 0
-        valid &= self._valid_values(raw)
-        values = raw.astype(np.float32, copy=False)
+        valid &= self._not_nodata(raw)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and so invalid
+            values = raw.astype(np.float32, copy=False)
+        if raw.dtype.kind == "f":
+            valid &= np.isfinite(values).all(axis=0)
         if not valid.all():
             values[:, ~valid] = 0
         return values, valid
 
-    def _valid_values(self, raw: np.ndarray) -> np.ndarray:
-        found = np.ones(raw.shape[1:], dtype=bool)
-        if raw.dtype.kind in "fc":
-            found &= np.isfinite(raw).all(axis=0)
+    def _not_nodata(self, raw: np.ndarray) -> np.ndarray | bool:
         hits = [raw[i] == value for i, value in enumerate(self._nodata) if value is not None and not math.isnan(value)]
-        if hits:
-            combine = np.logical_and if self._ends_of_range() and len(hits) == len(raw) else np.logical_or
-            found &= ~combine.reduce(hits)
-        return found
+        if not hits:
+            return True
+        combine = np.logical_and if self._ends_of_range() and len(hits) == len(raw) else np.logical_or
+        return ~combine.reduce(hits)
 
     def _ends_of_range(self) -> bool:
         if not self.dtype.startswith("uint"):
@@ -219,12 +220,21 @@ def _crs(found: CRS | None, assumed: str | None, path: str) -> CRS:
             f"{path}: has no coordinate system (CRS); if you know it, say so with --assume-crs, for example "
             "--assume-crs EPSG:32632"
         )
-    try:
-        return CRS.from_user_input(assumed)
-    except Exception as error:
-        raise ConfigError(
-            f"--assume-crs {assumed}: is no coordinate system; give a code such as EPSG:32632, or WKT"
-        ) from error
+    return crs_of(assumed)
+
+
+def _check_placed(file: Any, path: str) -> None:
+    if file.dtypes[0].startswith("complex"):
+        raise DataError(f"{path}: holds complex numbers; write their amplitude or phase as a band of its own first")
+    if not file.transform.is_identity:
+        return
+    if file.gcps[0] or file.rpcs is not None:
+        raise DataError(
+            f"{path}: is placed by control points, not by a grid; bring it to one first, for example with gdalwarp"
+        )
+    raise DataError(
+        f"{path}: does not say where on Earth it lies (no geotransform); georeference it, or give a folder of patches instead"
+    )
 
 
 def _check_whole(file: Any, path: str) -> None:

@@ -67,6 +67,8 @@ class TileDataset:
                 f"target_share {target_share} and hard_negative_share {hard_negative_share}: at most 1 together"
             )
         for scene, its in zip(self.scenes, self.blocks, strict=True):
+            if scene.labels is None:
+                raise ConfigError(f"{scene.name}: has no labels; training windows need some")
             if its is not None and its.buffer_px < tile:
                 raise ConfigError(
                     f"{scene.name}: the buffer between blocks is {its.buffer_px} pixels, narrower than a tile of {tile}: "
