@@ -166,7 +166,7 @@ def _compare(work: Path, draft: Path) -> None:
                 if one.read(1, window=window).tobytes() != other.read(1, window=window).tobytes():
                     raise OSError(errno.EIO, "what was written reads back differently", str(draft))
     except rasterio.errors.RasterioError as error:
-        raise OSError(errno.EIO, f"what was written cannot be read back: {error}", str(draft)) from error
+        raise OSError(errno.ENOSPC, f"it reads back as if the disk were full: {error}", str(draft)) from error
 
 
 def _offset(file: Any, block: int) -> int:

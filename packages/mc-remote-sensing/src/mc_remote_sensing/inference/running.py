@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mc_core.errors import NonFiniteError
+from mc_core.errors import ConfigError, NonFiniteError
+from mc_remote_sensing.data.grid import Grid
 from mc_remote_sensing.inference.tiling import Tiling
 
 _SAMPLED = 1 << 20
@@ -26,13 +27,16 @@ class Segmenter(Protocol):
 
     Attributes:
         stride: pixels of a cell of its coarsest feature map; windows start and end at multiples of it.
-        receptive_field: pixels across which an output depends on the input.
+        receptive_field: side of the square of pixels that an output depends on; None for the whole tile.
     """
 
-    stride: int
-    receptive_field: int
+    @property
+    def stride(self) -> int: ...
 
-    def __call__(self, image: Tensor, elevation: Tensor | None, image_valid: Tensor | None) -> Tensor:
+    @property
+    def receptive_field(self) -> int | None: ...
+
+    def __call__(self, image: Tensor | None, elevation: Tensor | None, image_valid: Tensor | None) -> Tensor:
         """(B, C, h, w) raw values, (B, 4, h, w) derivatives, (B, h, w) bool → (B, h, w) probabilities."""
         ...
 
@@ -41,7 +45,7 @@ class ImageReader(Protocol):
     """Windows of an image: what :class:`~mc_remote_sensing.data.raster.RasterSource` is."""
 
     @property
-    def grid(self) -> Any:
+    def grid(self) -> Grid:
         """Where the pixels lie."""
         ...
 
@@ -53,6 +57,11 @@ class ImageReader(Protocol):
 class ElevationReader(Protocol):
     """Windows of an elevation's derivatives: what :class:`~mc_remote_sensing.data.elevation.ElevationSource` is."""
 
+    @property
+    def grid(self) -> Grid:
+        """The image's."""
+        ...
+
     def read(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         """(4, h, w) float32."""
         ...
@@ -62,23 +71,40 @@ class Inputs(NamedTuple):
     """One window as a model takes it.
 
     Attributes:
-        image: (C, h, w) float32, 0 where invalid.
+        image: (C, h, w) float32, 0 where invalid; None for a scene of elevation alone, which is valid where its elevation is.
         elevation: (4, h, w) float32, or None.
         valid: (h, w) bool.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     elevation: np.ndarray | None
     valid: np.ndarray
 
 
 def read_inputs(
-    image: ImageReader, elevation: ElevationReader | None, row: int, col: int, height: int, width: int
+    image: ImageReader | None, elevation: ElevationReader | None, row: int, col: int, height: int, width: int
 ) -> Inputs:
     """Read a window, which may reach beyond the scene; there it is invalid."""
+    derived = None if elevation is None else elevation.read(row, col, height, width)
+    if image is None:
+        assert derived is not None
+        return Inputs(None, derived, derived[3] > 0)
     values, valid = image.read(row, col, height, width)
-    values = np.where(valid, values, np.float32(0))
-    return Inputs(values, None if elevation is None else elevation.read(row, col, height, width), valid)
+    if not valid.all():
+        values = np.where(valid, values, np.float32(0))
+    return Inputs(values, derived, valid)
+
+
+def grid_of(image: ImageReader | None, elevation: ElevationReader | None) -> Grid:
+    """The image's grid, or that of an elevation without image.
+
+    Raises:
+        ConfigError: neither is given.
+    """
+    source = image if image is not None else elevation
+    if source is None:
+        raise ConfigError("give an image, an elevation model or both")
+    return source.grid
 
 
 class Runner:
@@ -96,18 +122,14 @@ class Runner:
             model.to(self.device).eval()
 
     @property
-    def radius(self) -> int:
-        """Pixels around an output that can change it."""
-        return -(-self.model.receptive_field // 2)
-
-    @property
     def batch_size(self) -> int:
         """Tiles that are run together."""
         return 1 if self.device.type == "cpu" else 8
 
     def halo(self, tile: int) -> int:
-        """The radius, but no more than an eighth of the tile."""
-        return min(self.radius, tile // 8)
+        """Half the receptive field, but no more than an eighth of the tile."""
+        field = self.model.receptive_field
+        return tile // 8 if field is None else min(field // 2, tile // 8)
 
     @torch.inference_mode()
     def __call__(self, inputs: Sequence[Inputs]) -> np.ndarray:
@@ -116,9 +138,7 @@ class Runner:
         Raises:
             NonFiniteError: the model gives NaN or infinity.
         """
-        image = self._stack([one.image for one in inputs])
-        known = [one.elevation for one in inputs if one.elevation is not None]
-        elevation = self._stack(known) if known else None
+        image, elevation = self._stack([one.image for one in inputs]), self._stack([one.elevation for one in inputs])
         found = self.model(image, elevation, self._stack([one.valid for one in inputs])).float().cpu().numpy()
         if not np.isfinite(found).all():
             raise NonFiniteError(
@@ -126,14 +146,16 @@ class Runner:
             )
         return found
 
-    def _stack(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        stacked = torch.from_numpy(arrays[0][None] if len(arrays) == 1 else np.stack(arrays))
-        return stacked.to(self.device, non_blocking=True)
+    def _stack(self, arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+        known = [array for array in arrays if array is not None]
+        if not known:
+            return None
+        return torch.from_numpy(known[0][None] if len(known) == 1 else np.stack(known)).to(self.device)
 
 
 def predict_window(
     runner: Runner,
-    image: ImageReader,
+    image: ImageReader | None,
     elevation: ElevationReader | None,
     window: tuple[int, int, int, int],
     *,
@@ -144,20 +166,20 @@ def predict_window(
 
     Args:
         runner: the model.
-        image: of the scene.
+        image: of the scene, or None.
         elevation: of the scene, or None.
         window: row, column, height and width within the scene.
         tile: side of the tiles, a multiple of the model's stride.
-        halo: pixels of context; default the radius of the receptive field, at most an eighth of the tile.
+        halo: pixels of context; default half the receptive field, at most an eighth of the tile.
 
     Returns:
         (h, w) float32, also where the image is invalid.
     """
     row, col, height, width = window
-    stride = runner.model.stride
+    grid, stride = grid_of(image, elevation), runner.model.stride
     halo = runner.halo(tile) if halo is None else halo
-    top, bottom = _grown(row, height, image.grid.height, halo, stride)
-    left, right = _grown(col, width, image.grid.width, halo, stride)
+    top, bottom = _grown(row, height, grid.height, halo, stride)
+    left, right = _grown(col, width, grid.width, halo, stride)
     tiling = Tiling(bottom - top, right - left, tile=tile, halo=halo, stride=stride)
     found = np.zeros((bottom - top, right - left), dtype=np.float32)
     tiles = list(tiling)
