@@ -1,5 +1,63 @@
-"""Momentum contrast for remote sensing: segmentation from imagery and elevation. Public names load on first use."""
+"""Momentum contrast for remote sensing: segmentation from imagery and elevation.
+
+Public names load on first use; ``import mc_remote_sensing`` itself imports no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from mc_core.lazy import attach
+
+if TYPE_CHECKING:
+    from mc_remote_sensing.augment import AugmentedTiles, TileAugment
+    from mc_remote_sensing.augment_config import AugmentConfig
+    from mc_remote_sensing.encoders import save_timm_checkpoint
+    from mc_remote_sensing.encoders_config import BandsConfig, NetworkConfig, PyramidConfig
+    from mc_remote_sensing.methods import METHODS
+    from mc_remote_sensing.methods.hpcl_net import HPCLNet, HPCLNetConfig
+    from mc_remote_sensing.methods.scene_contrast import SceneContrast, SceneContrastConfig
+    from mc_remote_sensing.model import SegmentationModel, load_segmentation_model
+    from mc_remote_sensing.pretrained import SceneEncoders, load_scene_encoders
+    from mc_remote_sensing.recipe import resolve_recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "METHODS",
+    "AugmentConfig",
+    "AugmentedTiles",
+    "BandsConfig",
+    "HPCLNet",
+    "HPCLNetConfig",
+    "NetworkConfig",
+    "PyramidConfig",
+    "SceneContrast",
+    "SceneContrastConfig",
+    "SceneEncoders",
+    "SegmentationModel",
+    "TileAugment",
+    "__version__",
+    "load_scene_encoders",
+    "load_segmentation_model",
+    "resolve_recipe",
+    "save_timm_checkpoint",
+]
+
+_load, __dir__ = attach(
+    __name__,
+    {
+        "augment": ["AugmentedTiles", "TileAugment"],
+        "augment_config": ["AugmentConfig"],
+        "encoders": ["save_timm_checkpoint"],
+        "encoders_config": ["BandsConfig", "NetworkConfig", "PyramidConfig"],
+        "methods": ["METHODS"],
+        "methods.hpcl_net": ["HPCLNet", "HPCLNetConfig"],
+        "methods.scene_contrast": ["SceneContrast", "SceneContrastConfig"],
+        "model": ["SegmentationModel", "load_segmentation_model"],
+        "pretrained": ["SceneEncoders", "load_scene_encoders"],
+        "recipe": ["resolve_recipe"],
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    return _load(name)

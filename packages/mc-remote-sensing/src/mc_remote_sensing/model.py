@@ -60,7 +60,7 @@ class SegmentationModel(nn.Module):
     ... )
     >>> model = SegmentationModel(SegmentationConfig(network=small)).eval()
     >>> model(torch.zeros(1, 3, 50, 70)).shape, model.stride, model.receptive_field
-    (torch.Size([1, 50, 70]), 8, 111)
+    (torch.Size([1, 50, 70]), 8, 93)
     """
 
     def __init__(self, config: SegmentationConfig, network: SegmentationNetwork | None = None) -> None:

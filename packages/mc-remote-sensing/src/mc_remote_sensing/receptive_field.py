@@ -56,8 +56,10 @@ def _start(width: int, stride: int) -> int:
 def _seen(network: SegmentationNetwork, width: int) -> Tensor:
     """The columns that the outputs of the cell in the middle depend on."""
     inputs = {
-        name: torch.full((1, int(pyramid.channels), _ROWS, width), _FAINT, dtype=torch.float64, requires_grad=True)
-        for name, pyramid in network.encoders.items()
+        name: torch.full(
+            (1, network.encoder(name).channels, _ROWS, width), _FAINT, dtype=torch.float64, requires_grad=True
+        )
+        for name in network.encoders
     }
     output = network.decoder(*network.encode(inputs))
     start = _start(width, network.stride)

@@ -2,8 +2,8 @@
 
 Of the paper only the abstract could be read. It says: image and elevation are fused as features; samples of the contrast are
 hyper-pixels, taken at landslide boundaries; they live in global queues of sample pairs; their keys come from a momentum encoder.
-Everything else here is ours, and no number of ours is the paper's. With θ the network, ξ its slow copy, x and d image and elevation,
-x' and d' the same ground with other photometric changes::
+Everything else here is ours, and no number of ours is the paper's. With θ the network, ξ its slow copy, x and d image and
+elevation, x' and d' the same ground with other photometric changes::
 
     z  = n(g_θ(F_θ(x, d)))      embeddings of the cells of the coarse map F (hyper-pixels), n unit length
     z' = sg n(g_ξ(F_ξ(x', d')))
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +110,12 @@ class HPCLNet(Method):
         assert isinstance(network, HyperPixelNetwork)
         return network.segmenter
 
+    def queue(self, of_class: int) -> FeatureQueue:
+        """The keys of earlier steps that lie in background (0) or target (1)."""
+        found = self.queues[of_class]
+        assert isinstance(found, FeatureQueue)
+        return found
+
     @torch.no_grad()
     def prepare_step(self, micro_batches: Sequence[Batch], progress: Progress) -> _Step:
         """Embed the second views by the slow copy, and draw the keys of the whole step."""
@@ -157,7 +162,7 @@ class HPCLNet(Method):
         """The step's keys of a class, from all processes, and those of its queue."""
         features, valid = (gather_rows(part) for part in self._pending[of_class])
         if len(self.queues):
-            queued = self.queues[of_class].features
+            queued = self.queue(of_class).features
             features = torch.cat([features, queued])
             valid = torch.cat([valid, valid.new_ones(len(queued))])
         return Keys(features, valid)
@@ -227,8 +232,8 @@ class HPCLNet(Method):
         if self.momentum_encoder is not None:
             self.momentum_encoder.update(self.config.momentum_at(progress.step, progress.fraction, progress.batch_size))
         pending, self._pending = self._pending, []
-        for queue, (features, valid) in zip(self.queues, pending, strict=False):
-            queue.enqueue(features, keep=valid)
+        for of_class, (features, valid) in enumerate(pending if len(self.queues) else []):
+            self.queue(of_class).enqueue(features, keep=valid)
 
     def encode(self, batch: Batch) -> Tensor:
         """(B, F) mean of the fused coarse map of raw tiles."""

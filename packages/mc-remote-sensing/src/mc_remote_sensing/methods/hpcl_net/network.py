@@ -10,6 +10,7 @@ Legend: B tiles, C bands, H × W pixels, h × w cells, F channels of the coarse 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +84,7 @@ class Decoder(nn.Module):
         self.up, self.detail_stride = stride // detail_stride, detail_stride
         self.detail = conv_norm_act(detail_channels, config.detail_width, 1, norm=config.norm)
         widths = [config.width + config.detail_width] + [config.decoder_width] * config.decoder_layers
-        self.layers = nn.Sequential(
-            *(conv_norm_act(a, b, 3, norm=config.norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.layers = nn.Sequential(*(conv_norm_act(a, b, 3, norm=config.norm) for a, b in pairwise(widths)))
         self.classifier = nn.Conv2d(config.decoder_width, 2, 1)
 
     def forward(self, coarse_BFhw: Tensor, fine_BEhw: Tensor) -> Tensor:
@@ -154,6 +153,12 @@ class SegmentationNetwork(nn.Module):
         self.decoder = Decoder(config, sum(p.detail_channels for p in fine), fine[0].detail_stride, self.stride)
         self.register_buffer("mean", torch.tensor(bands.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(bands.std).view(-1, 1, 1), persistent=False)
+
+    def encoder(self, name: str) -> Pyramid:
+        """The encoder ``image`` or ``elevation``."""
+        found = self.encoders[name]
+        assert isinstance(found, Pyramid)
+        return found
 
     def inputs(
         self, image_BCHW: Tensor | None, elevation_B4HW: Tensor | None, valid_BHW: Tensor | None
