@@ -2,10 +2,12 @@
 
 import errno
 import os
+import runpy
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +23,9 @@ from mc_remote_sensing.inference.running import Runner, data_fingerprint, model_
 from mc_remote_sensing.inference.work import encode
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from _tiny_maps import DEATHS, FULL, SETTINGS, SHAPE, Convolutions, Linear, write_image  # noqa: E402
+tiny = SimpleNamespace(**runpy.run_path(str(HERE / "_tiny_maps.py")))
+SETTINGS, SHAPE, Convolutions, Linear = tiny.SETTINGS, tiny.SHAPE, tiny.Convolutions, tiny.Linear
+write_image = tiny.write_image
 
 CPU = {"device": "cpu", "date": "2026-01-01"}
 
@@ -321,7 +324,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory):
     return predict_scene(Convolutions(), write_image(folder / "image.tif"), None, folder / "map.tif", **SETTINGS)
 
 
-@pytest.mark.parametrize("moment", list(DEATHS))
+@pytest.mark.parametrize("moment", list(tiny.DEATHS))
 def test_a_killed_map_goes_on_to_the_same_bytes(ended, straight, moment, monkeypatch):
     folder = ended / moment
     assert (folder / "status.txt").read_text() == "-9"
@@ -337,7 +340,7 @@ def test_a_killed_map_goes_on_to_the_same_bytes(ended, straight, moment, monkeyp
         assert made.resumed_rows > 0
 
 
-@pytest.mark.parametrize("where", list(FULL))
+@pytest.mark.parametrize("where", list(tiny.FULL))
 def test_a_full_disk_leaves_no_half_map(ended, straight, where, monkeypatch):
     folder = ended / where
     text = (folder / "said.txt").read_text()
