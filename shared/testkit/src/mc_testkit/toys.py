@@ -215,3 +215,63 @@ def typed_token_pairs(count: int = 48, vocabulary: int = 60, longest: int = 12, 
         code_ids=torch.arange(count) << 8,
         query_ids=torch.arange(count),
     )
+
+
+def labelled_tiles(count: int = 32, size: int = 32, seed: int = 0) -> TensorData:
+    """Tiles of three bands and an elevation of four channels, every third without target: ``image``, ``image_2`` (count, 3,
+    size, size), ``elevation``, ``elevation_2`` (count, 4, size, size), ``image_valid`` and ``labels`` (count, size, size) of 0, 1
+    and, in a corner, 255. The target is a disc: a weak tone in the image, a bowl in the elevation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    at = torch.arange(size) + 0.5
+    centre = size * (0.3 + 0.4 * torch.rand(count, 2, 1, 1, generator=generator))
+    radius = size * (0.15 + 0.15 * torch.rand(count, 1, 1, generator=generator))
+    distance = ((at[:, None] - centre[:, 0]) ** 2 + (at - centre[:, 1]) ** 2).sqrt()
+    inside = (distance < radius) & (torch.arange(count) % 3 > 0)[:, None, None]
+    labels = inside.to(torch.uint8)
+    labels[:, : size // 6, : size // 6] = 255
+    valid = torch.ones(count, size, size, dtype=torch.bool)
+    valid[:, : size // 8, : size // 8] = False
+    views = []
+    for _ in range(2):
+        image = 0.5 * inside[:, None] + 0.4 * torch.randn(count, 3, size, size, generator=generator)
+        relief = inside * (distance / radius - 1)
+        noise = 0.05 * torch.randn(count, 3, size, size, generator=generator)
+        channels = torch.stack([relief, 0.5 * inside, 0.2 * inside], dim=1) + noise
+        elevation = torch.cat([channels, torch.ones(count, 1, size, size)], dim=1)
+        views.append((100 + 20 * image, elevation))
+    (image, elevation), (image_2, elevation_2) = views
+    return TensorData(
+        image=image,
+        image_2=image_2,
+        image_valid=valid,
+        elevation=elevation,
+        elevation_2=elevation_2,
+        labels=labels,
+        ids=torch.arange(count),
+    )
+
+
+def scene_pairs(count: int = 48, size: int = 32, seed: int = 0) -> TensorData:
+    """Crops of 24 places, each twice: ``image_1``, ``image_2``, ``valid_1``, ``valid_2``, ``elevation_1``, ``elevation_2``, ``ids``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def smooth(channels: int) -> Tensor:
+        coarse = torch.randn(count // 2, channels, 4, 4, generator=generator).repeat_interleave(2, 0)
+        return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+
+    def noisy(ground: Tensor) -> Tensor:
+        return ground + 0.2 * torch.randn(ground.shape, generator=generator)
+
+    image, relief = smooth(3), smooth(4)
+    valid = torch.ones(count, size, size, dtype=torch.bool)
+    valid[:, :2] = False
+    return TensorData(
+        image_1=noisy(image),
+        image_2=noisy(image),
+        valid_1=valid,
+        valid_2=valid,
+        elevation_1=noisy(relief),
+        elevation_2=noisy(relief),
+        ids=torch.arange(count) // 2,
+    )

@@ -2,7 +2,8 @@
 
 Ours, from published parts: momentum contrast with a queue (He et al. 2020, arXiv:1911.05722; MoCo v2, arXiv:2003.04297) or its
 decoupled loss (Yeh et al. 2022, arXiv:2110.06848). Two views of a crop show the same ground, under one geometric and two
-photometric changes, or in two seasons of one place. For each modality by itself, with f an encoder, its mean over positions and a projection::
+photometric changes, or in two seasons of one place. For each modality by itself, with f an encoder, its mean over positions
+and a projection::
 
     q = n(f_θ(view 1)),  k = sg n(f_ξ(view 2)),  Q the queue
     L = −log exp(q·k/τ) / [exp(q·k/τ) + Σ_j exp(q·Q_j/τ)]       DCL: without the first summand of the denominator
