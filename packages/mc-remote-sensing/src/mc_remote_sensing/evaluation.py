@@ -211,9 +211,13 @@ def boundary_counts(predicted: np.ndarray, labels: np.ndarray, *, tolerance: flo
     edge_predicted, edge_true = _boundary(predicted & known, ~predicted & known), _boundary(labels == 1, labels == 0)
     counts = [int(edge_predicted.sum()), 0, int(edge_true.sum()), 0]
     if counts[0] and counts[2]:
-        counts[1] = int((ndimage.distance_transform_edt(~edge_true)[edge_predicted] <= tolerance).sum())
-        counts[3] = int((ndimage.distance_transform_edt(~edge_predicted)[edge_true] <= tolerance).sum())
+        counts[1] = int((_distance(edge_true)[edge_predicted] <= tolerance).sum())
+        counts[3] = int((_distance(edge_predicted)[edge_true] <= tolerance).sum())
     return BoundaryCounts(*counts)
+
+
+def _distance(marked: np.ndarray) -> np.ndarray:
+    return np.asarray(ndimage.distance_transform_edt(~marked))
 
 
 def _boundary(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
@@ -334,7 +338,7 @@ def patch_windows(
     model: Callable[..., Tensor], patches: PatchScenes, *, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Probabilities and labels of whole patches."""
-    for index in range(len(patches)):
+    for index in range(patches.count):
         patch = patches.read(index)
         image, valid, elevation = (
             torch.as_tensor(patch[n])[None].to(device) for n in ("image", "image_valid", "elevation")

@@ -235,7 +235,7 @@ def band_statistics(
             ]
     total = sum(w.height * w.width for _, w in strips)
     every = max(1, -(-total // max_pixels))
-    moments = _Moments(len(chosen[0].band_names))
+    moments = Moments(len(chosen[0].band_names))
     for scene, window in strips[::every]:
         if scene.image is not None:
             values, valid = scene.image.read(*window)
@@ -243,7 +243,7 @@ def band_statistics(
     return moments.result()
 
 
-class _Moments:
+class Moments:
     """Mean and deviation by groups (Chan, Golub and LeVeque 1983), so that large offsets cost no digits."""
 
     def __init__(self, channels: int) -> None:
