@@ -31,7 +31,7 @@ def write_map(folder, classes, probability=None, *, crs=UTM, transform=NORTH_UP)
             if name == "probability":
                 file.scales = (1 / 200,)
         paths.append(path)
-    return paths
+    return paths[::-1]
 
 
 def polygons(folder, classes, probability=None, *, crs=UTM, transform=NORTH_UP, **options):
@@ -216,18 +216,18 @@ def test_the_same_map_gives_the_same_bytes_and_progress_is_told(tmp_path):
 
 
 def test_what_cannot_work_is_refused(tmp_path):
-    classes, probability = write_map(tmp_path, np.ones((9, 9), np.uint8))
+    probability, classes = write_map(tmp_path, np.ones((9, 9), np.uint8))
     with pytest.raises(ConfigError, match="simplify_px 1: an outline may move by half a pixel"):
-        write_polygons(classes, probability, tmp_path / "a.gpkg", simplify_px=1)
+        write_polygons(probability, classes, tmp_path / "a.gpkg", simplify_px=1)
     with pytest.raises(ConfigError, match="min_area_m2 -1"):
-        write_polygons(classes, probability, tmp_path / "a.gpkg", min_area_m2=-1)
+        write_polygons(probability, classes, tmp_path / "a.gpkg", min_area_m2=-1)
     with pytest.raises(ConfigError, match=r"a.geojson: .* ends in .gpkg"):
-        write_polygons(classes, probability, tmp_path / "a.geojson")
+        write_polygons(probability, classes, tmp_path / "a.geojson")
     with pytest.raises(DataError, match="missing.tif: does not exist"):
-        write_polygons(tmp_path / "missing.tif", probability, tmp_path / "a.gpkg")
+        write_polygons(probability, tmp_path / "missing.tif", tmp_path / "a.gpkg")
     other = tmp_path / "other"
     other.mkdir()
-    _, elsewhere = write_map(other, np.ones((9, 8), np.uint8))
+    elsewhere, _ = write_map(other, np.ones((9, 8), np.uint8))
     with pytest.raises(DataError, match="lies on another grid than"):
-        write_polygons(classes, elsewhere, tmp_path / "a.gpkg")
+        write_polygons(elsewhere, classes, tmp_path / "a.gpkg")
     assert not list(tmp_path.glob("*.gpkg"))

@@ -59,8 +59,8 @@ class PolygonSummary:
 
 
 def write_polygons(
-    classes: StrPath,
     probability: StrPath,
+    classes: StrPath,
     out: StrPath,
     *,
     elevation: ElevationReader | None = None,
@@ -78,8 +78,8 @@ def write_polygons(
     where there is no object.
 
     Args:
-        classes: raster with 1 for the target.
-        probability: raster on the same grid, with the scale that its header states.
+        probability: raster, with the scale that its header states.
+        classes: raster on the same grid with 1 for the target.
         out: ends in ``.gpkg``; an older file is replaced.
         elevation: on the same grid.
         min_area_m2: smaller objects are dropped.
