@@ -27,6 +27,7 @@ from mc_remote_sensing.data.grid import Grid, overlap
 from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
 from mc_remote_sensing.data.raster import Nodata, RasterSource, read_reflected
 from mc_remote_sensing.data.relief import CHANNELS, elevation_features, neighbourhood
+from mc_remote_sensing.data.warping import kernel_scale
 
 VerticalUnit = Literal["metre", "foot"]
 _METRES = {"metre": 1.0, "foot": 0.3048}
@@ -146,6 +147,7 @@ class ElevationSource:
             width=self.grid.width,
             height=self.grid.height,
             resampling=Resampling.bilinear,
+            **kernel_scale(self.native_grid, self.grid),
         )
 
     def _read_inside(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

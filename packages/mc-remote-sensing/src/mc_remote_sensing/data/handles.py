@@ -40,6 +40,15 @@ def handle(key: Hashable, opener: Callable[[], Any]) -> Any:
     return found
 
 
+def file_key(path: str) -> tuple[object, ...]:
+    """Of a file as it is now: one that is replaced gets another handle."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ("file", path)
+    return ("file", path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
 def close_all() -> None:
     """Close what this thread of this process has open."""
     opened = getattr(_local, "open", {}) if getattr(_local, "process", None) == os.getpid() else {}

@@ -42,6 +42,7 @@ class MaskRaster:
         target: value of the target.
         background: value of the background; None for "everything else", but for 255 and the file's nodata value.
         nodata: that the file declares; counts only where ``background`` is None.
+        key: of the file as it was when it was opened.
     """
 
     path: str
@@ -51,6 +52,7 @@ class MaskRaster:
     target: int
     background: int | None = None
     nodata: float | None = None
+    key: tuple[object, ...] = ()
 
     @cached_property
     def _same(self) -> bool:
@@ -74,7 +76,7 @@ class MaskRaster:
     def _native(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         window = RasterWindow(col, row, width, height)  # type: ignore[call-arg]
         try:
-            raw = handle(("raster", self.path), lambda: open_raster(self.path)).read(1, window=window)
+            raw = handle(self.key, lambda: open_raster(self.path)).read(1, window=window)
         except RASTER_ERRORS as error:
             raise read_error(self.path, (row, col, height, width), error) from error
         if self.background is None:
@@ -201,7 +203,7 @@ def _read_mask(path: str, grid: Grid, role: Role, values: Mapping[str, int], ass
     if overlap(grid, source.native_grid) == 0:
         raise DataError(f"{path}: the labels do not overlap the image")
     mask = MaskRaster(
-        path, role, grid, source.native_grid, values["target"], values.get("background"), source.nodata[0]
+        path, role, grid, source.native_grid, values["target"], values.get("background"), source.nodata[0], source.key
     )
     found = _values(path)
     if mask.target not in found:

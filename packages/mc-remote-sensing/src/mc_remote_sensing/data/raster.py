@@ -19,7 +19,7 @@ from rasterio.windows import Window as RasterWindow
 
 from mc_core.errors import ConfigError, DataError, closest
 from mc_remote_sensing.data.grid import Grid, crs_of
-from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
+from mc_remote_sensing.data.handles import RASTER_ERRORS, file_key, handle, open_raster, read_error
 from mc_remote_sensing.data.warping import bilinear_window
 
 Nodata = float | Literal["none"] | None
@@ -51,6 +51,7 @@ class RasterSource:
         band_names: of the bands wanted.
         count: C, bands wanted.
         dtype: of the file.
+        key: of the file as it was when this was made.
         has_crs: the file itself names its coordinate system.
 
     Raises:
@@ -69,6 +70,7 @@ class RasterSource:
         grid: Grid | None = None,
     ) -> None:
         self.path = os.fspath(path)
+        self.key = file_key(self.path)
         with open_raster(self.path) as file:
             self.dtype = str(file.dtypes[0])
             _check_placed(file, self.path)
@@ -118,7 +120,7 @@ class RasterSource:
         return self._read_native(row, col, height, width)
 
     def _open(self) -> Any:
-        return handle(("raster", self.path), lambda: open_raster(self.path))
+        return handle(self.key, lambda: open_raster(self.path))
 
     def overview(self, most: int = 1024) -> tuple[np.ndarray, np.ndarray]:
         """The whole raster on its own grid, every n-th pixel so that no side exceeds ``most``: values and validity as of
@@ -168,9 +170,7 @@ class RasterSource:
         return all(value in (0, most) for value in self._nodata)
 
     def _read_warped(self, row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        return bilinear_window(
-            self._read_native, self.native_grid, self.grid.window(row, col, height, width), self.count
-        )
+        return bilinear_window(self._read_native, self.native_grid, self.grid, (row, col, height, width), self.count)
 
     def on(self, grid: Grid) -> RasterSource:
         """The same bands, read as if the file had ``grid``."""

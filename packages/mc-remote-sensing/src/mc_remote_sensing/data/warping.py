@@ -17,6 +17,15 @@ _EDGE_POINTS = 21
 _WHOLE = 1 - 1e-4  # share of a resampled pixel that must be valid; less than 1 by the rounding of float32 weights
 
 
+def kernel_scale(source: Grid, wanted: Grid) -> dict[str, float]:
+    """GDAL's options for how far its kernel reaches. Left alone it judges by the part it is given, and the same pixel comes out
+    differently in another window."""
+    return {
+        name: min(1.0, there / here)
+        for name, there, here in zip(("XSCALE", "YSCALE"), source.pixel_metres, wanted.pixel_metres, strict=True)
+    }
+
+
 def source_window(source: Grid, wanted: Grid) -> tuple[int, int, int, int] | None:
     """The pixels of ``source`` that enter a resampled ``wanted``: row, column, height, width; None where they do not meet."""
     along = np.linspace(0, 1, _EDGE_POINTS)
@@ -42,21 +51,27 @@ def source_window(source: Grid, wanted: Grid) -> tuple[int, int, int, int] | Non
 
 
 def bilinear_window(
-    read: Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]], source: Grid, wanted: Grid, channels: int
+    read: Callable[[int, int, int, int], tuple[np.ndarray, np.ndarray]],
+    source: Grid,
+    grid: Grid,
+    window: tuple[int, int, int, int],
+    channels: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values and validity of ``wanted``, bilinear; a pixel is valid when all that enters it is.
+    """Values and validity of a window, bilinear; a pixel is valid when all that enters it is.
 
     Args:
         read: of windows of ``source``, to (values (C, h, w), valid (h, w)).
         source: grid that ``read`` speaks of.
-        wanted: grid of the window wanted.
+        grid: that the raster is brought to.
+        window: of that grid: row, column, height, width.
         channels: C.
     """
+    wanted = grid.window(*window)
     values = np.zeros((channels + 1, *wanted.shape), dtype=np.float32)
-    window = source_window(source, wanted)
-    if window is not None:
-        found, valid = read(*window)
-        part = source.window(*window)
+    there = source_window(source, wanted)
+    if there is not None:
+        found, valid = read(*there)
+        part = source.window(*there)
         reproject(
             np.concatenate([found, valid[None].astype(np.float32)]),
             values,
@@ -66,7 +81,7 @@ def bilinear_window(
             dst_crs=wanted.crs,
             resampling=Resampling.bilinear,
             init_dest_nodata=False,
-            tolerance=0,
+            **kernel_scale(source, grid),
         )
     inside = values[-1] > _WHOLE
     values[:, ~inside] = 0
@@ -96,6 +111,5 @@ def nearest_window(
             dst_crs=wanted.crs,
             resampling=Resampling.nearest,
             init_dest_nodata=False,
-            tolerance=0,
         )
     return values
