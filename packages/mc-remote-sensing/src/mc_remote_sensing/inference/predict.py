@@ -51,8 +51,8 @@ class SceneMap:
         skipped: tiles of this call with too few valid pixels.
         resumed_rows: rows that were there from an interrupted call.
         seconds: of this call.
-        compute_share: share of the time between first read and last strip that went into the model and the sums, not into waiting
-            for reads and writes.
+        mapping_seconds: of these, between the first read and the last strip; the rest makes the work files and the final ones.
+        compute_share: share of ``mapping_seconds`` that went into the model and the sums, not into waiting for reads and writes.
     """
 
     probability: Path
@@ -65,6 +65,7 @@ class SceneMap:
     skipped: int
     resumed_rows: int
     seconds: float
+    mapping_seconds: float
     compute_share: float
 
 
@@ -181,6 +182,7 @@ def predict_scene(
         skipped=loop.skipped,
         resumed_rows=resumed,
         seconds=time.perf_counter() - started,
+        mapping_seconds=loop.seconds,
         compute_share=loop.compute_share,
     )
 

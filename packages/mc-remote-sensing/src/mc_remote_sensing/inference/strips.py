@@ -41,11 +41,11 @@ class Loop:
         self.tiling, self.rows, self.min_valid, self.batch_size = tiling, rows, min_valid, batch_size
         self.tiles = self.skipped = 0
         self._resumed = rows.finished
-        self._waited = self._total = 0.0
+        self._waited = self.seconds = 0.0
 
     @property
     def compute_share(self) -> float:
-        return 1.0 - self._waited / self._total if self._total else 1.0
+        return 1.0 - self._waited / self.seconds if self.seconds else 1.0
 
     def run(self, progress: Progress | None) -> None:
         started = time.perf_counter()
@@ -72,7 +72,7 @@ class Loop:
             finally:
                 reader.shutdown(wait=True, cancel_futures=True)
                 writer.shutdown(wait=True, cancel_futures=True)
-        self._total = time.perf_counter() - started
+        self.seconds = time.perf_counter() - started
 
     def _read_ahead(self, reader: ThreadPoolExecutor, spans: list[Span]) -> Iterator[tuple[list[Tile], list[Inputs]]]:
         pending: deque[tuple[list[Tile], Future[list[Inputs]]]] = deque()
