@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from rich.cells import cell_len
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -260,15 +261,45 @@ def print_json(fields: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A line of title and a table on standard output; the first column is text, the others are numbers."""
+    """A line of title and a table on standard output; the first column is text, the others are numbers.
+
+    Words are shortened only in a terminal that is too narrow for them: elsewhere the table is as wide as they need, at least 100.
+    """
+    heads = [column.replace("_", " ") for column in columns]
+    cells = list(zip(heads, *rows, strict=True))
+    words = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in cells]
+    lines = [max(map(cell_len, column)) for column in cells]
+    frame = 3 * len(heads) + 1
+    console = Console(width=None if sys.stdout.isatty() else max(100, sum(words) + frame))
+    widths = _widths(words, lines, console.width - frame)
     table = Table()
-    for i, column in enumerate(columns):
-        table.add_column(column.replace("_", " "), justify="left" if i == 0 else "right")
+    for i, (head, width) in enumerate(zip(heads, widths, strict=True)):
+        table.add_column(head, justify="left" if i == 0 else "right", width=width)
     for row in rows:
         table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(_escape(title), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
+
+
+def _widths(words: Sequence[int], lines: Sequence[int], room: int) -> Sequence[int | None]:
+    """Widths of columns that no word is cut by, where rich, which narrows the widest columns first, would cut one.
+
+    Args:
+        words: longest word of each column.
+        lines: longest cell of each column.
+        room: for all of them.
+
+    >>> _widths([3, 12], [24, 12], room=22), _widths([3, 4], [24, 12], room=22)
+    ([10, 12], [None, None])
+    """
+    level = max((n for n in range(max(lines, default=0) + 1) if sum(min(line, n) for line in lines) <= room), default=0)
+    if level >= max(words, default=0) or sum(words) > room:
+        return [None] * len(words)
+    while True:  # words need more than their share: the others get less
+        found = [max(word, min(line, level)) for word, line in zip(words, lines, strict=True)]
+        if sum(found) <= room:
+            return found
+        level -= 1
 
 
 class Clock:
