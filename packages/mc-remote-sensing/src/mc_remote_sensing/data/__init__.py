@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from mc_remote_sensing.data.align import AlignmentReport, Finding, check_alignment
     from mc_remote_sensing.data.alignment_picture import alignment_figure
     from mc_remote_sensing.data.blocks import Blocks, spatial_blocks, write_blocks
+    from mc_remote_sensing.data.coverage import Footprint, footprint
     from mc_remote_sensing.data.elevation import ElevationSource
-    from mc_remote_sensing.data.footprint import Footprint, footprint
     from mc_remote_sensing.data.grid import Grid, Window, local_equal_area, local_utm
     from mc_remote_sensing.data.labels import LabelLayers, MaskRaster, read_labels
     from mc_remote_sensing.data.pairs import ScenePairs
@@ -60,7 +60,7 @@ __getattr__, __dir__ = attach(
         "alignment_picture": ["alignment_figure"],
         "blocks": ["Blocks", "spatial_blocks", "write_blocks"],
         "elevation": ["ElevationSource"],
-        "footprint": ["Footprint", "footprint"],
+        "coverage": ["Footprint", "footprint"],
         "grid": ["Grid", "Window", "local_equal_area", "local_utm"],
         "labels": ["LabelLayers", "MaskRaster", "read_labels"],
         "pairs": ["ScenePairs"],

@@ -13,7 +13,7 @@ import numpy as np
 
 from mc_core.errors import ConfigError
 from mc_core.random import derive_seed
-from mc_remote_sensing.data.footprint import Footprint, footprint
+from mc_remote_sensing.data.coverage import Footprint, footprint
 from mc_remote_sensing.data.grid import Grid, Window
 from mc_remote_sensing.data.scene import Scene
 from mc_remote_sensing.vectors import write_geopackage

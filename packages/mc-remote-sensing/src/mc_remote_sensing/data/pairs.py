@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mc_core.errors import ConfigError, DataError
-from mc_remote_sensing.data.footprint import footprint
+from mc_remote_sensing.data.coverage import footprint
 from mc_remote_sensing.data.grid import overlap
 from mc_remote_sensing.data.scene import Scene
 from mc_remote_sensing.data.tiles import LEAST_VALID, cell_size, place_id, same_bands, share_valid, window_around

@@ -13,7 +13,7 @@ import torch
 
 from mc_core.errors import ConfigError, DataError
 from mc_remote_sensing.data.blocks import Blocks
-from mc_remote_sensing.data.footprint import Footprint, footprint
+from mc_remote_sensing.data.coverage import Footprint, footprint
 from mc_remote_sensing.data.grid import Window
 from mc_remote_sensing.data.labels import IGNORE
 from mc_remote_sensing.data.scene import Scene
@@ -26,7 +26,7 @@ LEAST_VALID = 0.05
 class TileDataset:
     """Square windows of labelled scenes, half of them around targets: a data set as ``mc_core.data`` wants it.
 
-    A window is drawn around a pixel of the part; what of it lies outside the part has label 255. With a buffer at least a tile
+    A window is drawn around a few pixels of the part; what of it lies outside the part has label 255. With a buffer at least a tile
     wide, a training window therefore holds no pixel of a validation or test block.
 
     Args:
@@ -148,7 +148,7 @@ def cell_size(tile: int) -> int:
 
 
 def window_around(shape: tuple[int, int], tile: int, row: int, column: int, rng: np.random.Generator) -> Window:
-    """A window at a random place around a random pixel of a cell, moved into the scene, or set about it if it is larger.
+    """A window at a random place that holds a whole cell, moved into the scene, or set about it if it is larger.
 
     Args:
         shape: of the scene.
@@ -158,19 +158,19 @@ def window_around(shape: tuple[int, int], tile: int, row: int, column: int, rng:
         rng: all randomness.
     """
     step = cell_size(tile)
-    drawn = rng.integers(0, (step, step, tile, tile)).tolist()
     starts = []
-    for size, cell, inside, offset in zip(shape, (row, column), drawn[:2], drawn[2:], strict=True):
-        start = min(cell * step + inside, size - 1) - offset
+    for size, cell, offset in zip(shape, (row, column), rng.integers(0, tile - step + 1, 2).tolist(), strict=True):
+        start = (cell + 1) * step - tile + offset
         starts.append(min(max(start, 0), size - tile) if size >= tile else (size - tile) // 2)
     return Window(starts[0], starts[1], tile, tile)
 
 
 def share_valid(valid: np.ndarray, window: Window) -> float:
-    """About the share of a window that is valid, from the counts of a :class:`~mc_remote_sensing.data.footprint.Footprint`."""
+    """At least so much of a window is valid: the cells of a :class:`~mc_remote_sensing.data.coverage.Footprint` that lie in it."""
     step = cell_size(window.height)
-    rows = slice(max(window.row, 0) // step, (window.row + window.height) // step + 1)
-    columns = slice(max(window.col, 0) // step, (window.col + window.width) // step + 1)
+    rows, columns = (
+        slice(max(-(-start // step), 0), max((start + window.height) // step, 0)) for start in (window.row, window.col)
+    )
     return float(valid[rows, columns].sum()) / (window.height * window.width)
 
 
