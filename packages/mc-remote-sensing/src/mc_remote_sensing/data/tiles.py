@@ -16,6 +16,7 @@ from mc_remote_sensing.data.blocks import Blocks
 from mc_remote_sensing.data.coverage import Footprint, footprint
 from mc_remote_sensing.data.grid import Window
 from mc_remote_sensing.data.labels import IGNORE
+from mc_remote_sensing.data.patches import PatchScenes
 from mc_remote_sensing.data.scene import Scene
 
 _TRIES = 20
@@ -205,7 +206,7 @@ def same_bands(scenes: Sequence[Scene]) -> None:
 
 
 def band_statistics(
-    scenes: Scene | Sequence[Scene],
+    scenes: Scene | Sequence[Scene] | PatchScenes,
     blocks: Blocks | Sequence[Blocks] | None = None,
     part: str = "train",
     *,
@@ -214,7 +215,7 @@ def band_statistics(
     """Mean and standard deviation of each band over the valid pixels of a part.
 
     Args:
-        scenes: with the same bands.
+        scenes: with the same bands; or patches, of which all are read.
         blocks: of each scene, or None for all of it.
         part: of the blocks.
         max_pixels: of more, an even sample of strips is read.
@@ -222,6 +223,11 @@ def band_statistics(
     Returns:
         (C,) and (C,) float64; a band that never changes has the deviation 1.
     """
+    if isinstance(scenes, PatchScenes):
+        moments = Moments(len(scenes.band_names))
+        for patch in (scenes.read(i) for i in range(scenes.count)):
+            moments.add(patch["image"][:, patch["image_valid"]])
+        return moments.result()
     chosen = [scenes] if isinstance(scenes, Scene) else list(scenes)
     same_bands(chosen)
     given = [blocks] if isinstance(blocks, Blocks) else blocks
