@@ -142,9 +142,9 @@ def run_rs_predict(
         environment=_environment(threads),
         columns=[PEAK, BAR_COLUMN, WITHIN, PER_MEGAPIXEL, MAPPING, WAITING, FINAL],
         rows=rows,
-        reading="Deflated images of 3 bands of 8 bits, random weights. Peaks are of resident memory, PyTorch itself included. Time is "
-        "of the whole call; mapping is from the first read to the last finished strip, the rest makes both cloud-optimised GeoTIFFs "
-        "and reads them back. Waiting is the share of mapping in which the model had nothing to do, for reads or writes.",
+        reading="Deflated images of 3 bands of 8 bits, random weights. Peaks are of resident memory, PyTorch itself included. Time "
+        "is of the whole call; mapping is from the first read to the last finished strip, the rest makes both cloud-optimised "
+        "GeoTIFFs and reads them back. Waiting is the share of mapping in which the model had nothing to do, for reads or writes.",
     )
     report.save()
     report.show()
