@@ -253,7 +253,7 @@ def labelled_tiles(count: int = 32, size: int = 32, seed: int = 0) -> TensorData
 
 
 def scene_pairs(count: int = 48, size: int = 32, seed: int = 0) -> TensorData:
-    """Crops of 24 places, each twice: ``image_1``, ``image_2``, ``valid_1``, ``valid_2``, ``elevation_1``, ``elevation_2``, ``ids``."""
+    """Crops of places, two of each: ``image_1``, ``image_2``, ``valid_1``, ``valid_2``, ``elevation_1``, ``elevation_2``, ``ids``."""
     generator = torch.Generator().manual_seed(seed)
 
     def smooth(channels: int) -> Tensor:

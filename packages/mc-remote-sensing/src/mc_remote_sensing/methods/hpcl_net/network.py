@@ -173,7 +173,7 @@ class SegmentationNetwork(nn.Module):
             if image_BCHW is None:
                 raise DataError(f"a model of modality {self.config.modality} needs the image")
             check_channels(image_BCHW, len(self.mean), "the image")
-            image = (image_BCHW.float() - self.mean) / self.deviation
+            image = (image_BCHW.to(self.mean.dtype) - self.mean) / self.deviation
             if valid_BHW is not None:
                 image = image.masked_fill(~valid_BHW[:, None], 0.0)
             seen.append(("image", image))
@@ -184,7 +184,7 @@ class SegmentationNetwork(nn.Module):
                 image = seen[0][1]
                 elevation_B4HW = image.new_zeros(len(image), ELEVATION_CHANNELS, *image.shape[2:])
             check_channels(elevation_B4HW, ELEVATION_CHANNELS, "the elevation")
-            seen.append(("elevation", elevation_B4HW.float()))
+            seen.append(("elevation", elevation_B4HW.to(self.mean.dtype)))
         if self.config.modality == "stacked":
             return {"image": torch.cat([part for _, part in seen], dim=1)}
         return dict(seen)
