@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mc_remote_sensing.inference.polygons import write_polygons
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -13,12 +12,12 @@ from mc_core.cli import Clock, Status, print_json, print_table
 from mc_core.errors import ConfigError, DataError
 from mc_core.runs import pick_device
 from mc_remote_sensing.data import Scene, check_alignment, open_scene
+from mc_remote_sensing.inference.polygons import write_polygons
 from mc_remote_sensing.inference.predict import SceneMap, predict_scene
 from mc_remote_sensing.model import SegmentationModel
+from mc_remote_sensing.training import tile_of
 from mc_remote_sensing_app.runs import OpenedRun, open_run
 from mc_remote_sensing_app.scene_options import SceneOptions, scene_arguments
-
-_LEAST_TILE = 512
 
 
 def run_predict(
@@ -69,10 +68,15 @@ def run_predict(
     }
     if polygons is not None:
         with Status(f"outlining {polygons}"):
-            count = write_polygons(
-                found.probability, found.classes, polygons, elevation=scene.elevation, min_area_m2=min_area
+            written = write_polygons(
+                found.probability,
+                found.classes,
+                polygons,
+                elevation=scene.elevation,
+                min_area_m2=min_area,
+                layer=opened.model.config.target,
             )
-        fields |= {"polygons": str(polygons), "polygon_count": count}
+        fields |= {"polygons": str(polygons), "polygon_count": written.count}
     fields |= {"seconds": round(clock.seconds(), 1), "run": str(run)}
     if as_json:
         print_json(fields)
@@ -112,9 +116,6 @@ def scene_for(opened: OpenedRun, arguments: dict[str, Any], *, cache: Path | Non
         arguments = {n: v for n, v in arguments.items() if n not in ("elevation", "vertical_unit")}
     elif "elevation" not in arguments and model.modality == "elevation":
         raise DataError(f"{opened.folder} looks at the elevation: name an elevation model with --dem")
-    relief = opened.data.get("relief_radius_m")
-    if relief is not None:
-        arguments = {**arguments, "relief_radius_m": relief}
     with Status("looking whether the files fit together"):
         report = check_alignment(**arguments)
         say(report)
@@ -150,7 +151,7 @@ def map_scene(
     overlap: int | None = None,
 ) -> SceneMap:
     """:func:`predict_scene` with a progress bar, and tiles that the model's receptive field fits into."""
-    side = tile or default_tile(model)
+    side = tile or tile_of(model)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} tiles"))
     with Progress(
@@ -170,10 +171,3 @@ def map_scene(
             device=next(model.parameters()).device,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-
-
-def default_tile(model: SegmentationModel) -> int:
-    """Least tile from 512 up, a multiple of the stride, whose eighth is half the receptive field; at most 2,048."""
-    field = model.receptive_field or 0
-    side = min(max(_LEAST_TILE, 4 * field), 2048)
-    return -(-side // model.stride) * model.stride
