@@ -76,6 +76,13 @@ def test_candidates_take_turns():
     assert median_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
 
 
+@pytest.mark.parametrize(("limit", "rounds"), [(0.0, 3), (1e9, 8), (None, 8)])
+def test_a_limit_leaves_at_least_three_rounds(limit, rounds):
+    turns = []
+    (found,) = paired({"a": lambda: turns.append(0)}, repeats=8, warmup=2, limit=limit).values()
+    assert (len(found), len(turns)) == (rounds, rounds + 2)
+
+
 def test_dense_and_streamed_are_the_same_loss():
     query, key, queue = _inputs(8, 512, "cpu")
     (dense,) = torch.autograd.grad(dense_info_nce(query, key, queue), query)
