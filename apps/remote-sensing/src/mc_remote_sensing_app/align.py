@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mc_core.cli import Status, print_json, print_table
+from mc_core.cli import Status, print_json
 from mc_core.errors import ConfigError, DataError
 from mc_remote_sensing.data import alignment_figure, check_alignment
 from mc_remote_sensing_app.scene_options import SceneOptions, scene_arguments
@@ -23,7 +23,7 @@ def run_align(options: SceneOptions, *, out: Path | None, as_json: bool) -> dict
         with Status(f"looking at {name}"):
             report = check_alignment(**scene)
         record = {"scene": name, **report.to_dict()}
-        errors += [f"{name}: {finding.message}" for finding in report.errors]
+        errors += [finding.message for finding in report.errors]
         if not report.errors:
             picture = _numbered(out or Path("align.png"), i, len(scenes))
             with Status(f"drawing {picture}"):
@@ -35,11 +35,11 @@ def run_align(options: SceneOptions, *, out: Path | None, as_json: bool) -> dict
         print_json(fields)
     else:
         for record in found:
-            rows = [(f["level"], f["message"]) for f in record["findings"]]
-            if rows:
-                print_table(record["scene"], ["", "what was seen"], rows)
-            else:
+            if not record["findings"]:
                 print(f"{record['scene']}: nothing to remark")
+            for finding in record["findings"]:
+                if finding["level"] != "error":  # that comes as the last line, on standard error
+                    print(f"{finding['level']:8} {finding['message']}")
             if "picture" in record:
                 print(record["picture"])
     if errors:

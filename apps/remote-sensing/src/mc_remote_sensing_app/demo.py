@@ -15,7 +15,7 @@ from mc_core.errors import ConfigError
 from mc_core.optional import require
 from mc_core.runs import pick_device
 from mc_remote_sensing.data import Scene
-from mc_remote_sensing_app.figures import comparison, overlay, overview_size, read_map, scene_picture
+from mc_remote_sensing_app.figures import comparison, overlay, overview_size, read_map, scene_labels, scene_picture
 from mc_remote_sensing_app.predict import map_scene, scene_for
 from mc_remote_sensing_app.runs import OpenedRun, open_run
 from mc_remote_sensing_app.scene_options import SceneOptions, scene_arguments
@@ -53,9 +53,8 @@ class MapView:
         if self.probability.shape != (height, width):
             raise ConfigError(f"{map_path}: is not on the grid of {scene.name}; make it again with predict")
         with Status(f"drawing {scene.name}"):
-            overview = scene.overview(height, width)
-        self.picture = scene_picture(overview, scene.band_names)
-        self.labels: np.ndarray | None = overview["labels"] if scene.labels is not None else None
+            self.picture = scene_picture(scene)
+            self.labels = None if scene.labels is None else scene_labels(scene)
         self.area_m2 = scene.grid.height * scene.grid.width * float(np.prod(scene.grid.pixel_metres))
 
     def draw(self, threshold: float, opacity: float, compare: bool) -> tuple[Image.Image, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +103,7 @@ def own_ground(opened: OpenedRun) -> Ground:
     return split_ground(scenes, opened.recipe)
 
 
-def everything(scores: Scores) -> Mapping[str, float]:
+def everything(scores: Scores) -> dict[str, float]:
     """What calling every pixel a target would score: its IoU is the share of the target."""
     counts = scores.histogram.counts
     target, labelled = float(counts[1].sum()), float(counts.sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ from PIL import Image
 from rasterio.enums import Resampling
 
 from mc_core.files import atomic_path
+from mc_remote_sensing.data import Scene
+from mc_remote_sensing.data.alignment_picture import composite, relief_shades
+from mc_remote_sensing.data.labels import IGNORE
 
 _LONGEST = 1024
-_VISIBLE = ("red", "green", "blue")
 _TARGET = np.array([214, 47, 39], dtype=np.float32)
 _MISSED, _FALSE, _HIT = (
     np.array(colour, dtype=np.float32) for colour in ((0, 114, 178), (230, 159, 0), (0, 158, 115))
@@ -30,25 +32,25 @@ def overview_size(height: int, width: int, longest: int = _LONGEST) -> tuple[int
     return max(1, round(height / factor)), max(1, round(width / factor))
 
 
-def scene_picture(overview: Mapping[str, np.ndarray], band_names: Sequence[str]) -> np.ndarray:
-    """(h, w, 3) uint8 of :meth:`Scene.overview`: the visible bands, or slope in grey where there is no image.
+def scene_picture(scene: Scene, longest: int = _LONGEST) -> np.ndarray:
+    """(h, w, 3) uint8: the visible bands, or shaded relief where there is no image; what has no data is white."""
+    if scene.image is not None:
+        return composite(*scene.image.overview(longest), scene.band_names)
+    assert scene.elevation is not None
+    return relief_shades(scene.elevation.overview(longest))
 
-    Bands are stretched between their 2nd and 98th percentile; what has no data is white.
-    """
-    image, valid = overview["image"], overview["image_valid"]
-    picture = np.full((*valid.shape, 3), 255, dtype=np.float32)
-    if not valid.any():
-        return picture.astype(np.uint8)
-    if len(image) == 0:
-        picture[valid] = 255 * (1 - np.clip(overview["elevation"][1], 0, 1))[valid][:, None]
-        return picture.astype(np.uint8)
-    names = [name.lower() for name in band_names]
-    visible = [names.index(n) for n in _VISIBLE] if set(_VISIBLE) <= set(names) else None
-    bands = image[visible or [min(i, len(image) - 1) for i in range(3)]]
-    low, high = np.percentile(bands[:, valid], (2, 98), axis=1)
-    stretched = (bands - low[:, None, None]) / np.maximum(high - low, 1e-9)[:, None, None]
-    picture[valid] = 255 * np.clip(stretched, 0, 1).transpose(1, 2, 0)[valid]
-    return picture.astype(np.uint8)
+
+def scene_labels(scene: Scene, longest: int = _LONGEST) -> np.ndarray:
+    """(h, w) uint8 labels in {0, 1, 255}: the nearest pixel of each."""
+    height, width = overview_size(*scene.grid.shape, longest)
+    if scene.labels is None:
+        return np.full((height, width), IGNORE, dtype=np.uint8)
+    rows, columns = (_middles(n, of) for n, of in ((height, scene.grid.height), (width, scene.grid.width)))
+    return np.stack([scene.labels.rasterise(int(row), 0, 1, scene.grid.width)[0, columns] for row in rows])
+
+
+def _middles(count: int, of: int) -> np.ndarray:
+    return np.minimum(((np.arange(count) + 0.5) * of / count).astype(int), of - 1)
 
 
 def read_map(path: Path, longest: int = _LONGEST) -> np.ndarray:

@@ -37,9 +37,10 @@ from mc_remote_sensing.training import (
 )
 from mc_remote_sensing_app.figures import (
     comparison,
-    overview_size,
     precision_recall_figure,
+    read_map,
     save_png,
+    scene_labels,
     scene_picture,
 )
 from mc_remote_sensing_app.predict import map_scene, say
@@ -272,13 +273,9 @@ def draw(model: Any, ground: Ground, measured: Mapping[str, Scores], run_dir: Pa
         figures.append(("Precision and recall on the test part; the threshold was chosen on the validation part", path))
     if ground.scenes and ground.scenes[0].grid.height * ground.scenes[0].grid.width <= _MAPPED:
         scene = ground.scenes[0]
-        height, width = overview_size(*scene.grid.shape)
         found = map_scene(model, scene, run_dir / "map.tif", tile=tile_of(model))
-        from mc_remote_sensing_app.figures import read_map
-
-        overview = scene.overview(height, width)
-        picture = scene_picture(overview, scene.band_names)
-        shown = comparison(picture, read_map(found.probability), overview["labels"], model.threshold)
+        picture = scene_picture(scene)
+        shown = comparison(picture, read_map(found.probability), scene_labels(scene), model.threshold)
         figures += [
             ("The scene", save_png(picture, run_dir / "scene.png")),
             (

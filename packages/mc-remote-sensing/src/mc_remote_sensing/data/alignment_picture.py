@@ -80,7 +80,7 @@ def draw_scene(scene: Scene, path: StrPath) -> None:
     if scene.image is not None:
         panels.append(Image.fromarray(composite(*scene.image.overview(_SIDE), scene.image.band_names)))
     if scene.elevation is not None:
-        panels.append(Image.fromarray(_relief(scene.elevation.overview(_SIDE))))
+        panels.append(Image.fromarray(relief_shades(scene.elevation.overview(_SIDE))))
     for panel in panels:
         if scene.labels is not None:
             _outline(panel, scene.labels)
@@ -116,8 +116,8 @@ def composite(values: np.ndarray, valid: np.ndarray, names: Sequence[str]) -> np
     return picture
 
 
-def _relief(channels: np.ndarray) -> np.ndarray:
-    """Steep is dark, ridges a little lighter than hollows."""
+def relief_shades(channels: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 of (4, h, w) channels: steep is dark, ridges a little lighter than hollows; white where nothing is known."""
     tone = np.clip(1.05 - 0.75 * channels[1] + 0.25 * np.clip(channels[0], -1, 1), 0, 1) * 255
     grey = np.where(channels[3] > 0, tone, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
