@@ -376,6 +376,20 @@ def test_a_disk_that_fills_up_half_way_keeps_what_is_finished(tmp_path, image, s
     assert np.array_equal(pixels(made.probability), pixels(straight.probability), equal_nan=True)
 
 
+def test_rows_are_written_without_a_gap(tmp_path, image):
+    settings = {"model": "m", "data": ["d", None], "threshold": 0.5, "encoding": "uint8"}
+    rows_ = work.WorkRows.open(tmp_path / "work", image.grid, settings, "2026-01-01", resume=True)
+    strip = np.full((10, SHAPE[1]), 0.7, np.float32), np.ones((10, SHAPE[1]), bool)
+    rows_.append(0, *strip)
+    with pytest.raises(RunError, match="rows 10 to 20 were not written"):
+        rows_.append(20, *strip)
+    rows_.close()
+    again = work.WorkRows.open(tmp_path / "work", image.grid, settings, None, resume=True)
+    assert (again.finished, again.state["date"], again.state["valid"]) == (10, "2026-01-01", 10 * SHAPE[1])
+    again.close()
+    assert (pixels(tmp_path / "work" / "probability.tif")[:12, 3] == [140] * 10 + [255] * 2).all()
+
+
 def test_a_copy_that_reads_back_differently_is_no_map(tmp_path, image, monkeypatch):
     original = rows.rasterio.shutil.copy
 
@@ -457,3 +471,11 @@ def test_a_coordinate_system_without_a_code_is_kept(tmp_path):
     with rasterio.open(made.probability) as file:
         assert file.crs == source.grid.crs
         assert file.crs.to_epsg() is None
+
+
+def test_beyond_the_scene_a_model_sees_zeros_that_are_not_valid(image):
+    inputs = read_inputs(image, Elevation(image.grid), 100, 60, 128, 64)
+    assert inputs.valid[:33].any()
+    assert not inputs.valid[103:].any()
+    assert (inputs.image[:, ~inputs.valid] == 0).all()
+    assert inputs.elevation.shape == (4, 128, 64)
