@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from mc_remote_sensing.augment_config import AugmentConfig
     from mc_remote_sensing.encoders import save_timm_checkpoint
     from mc_remote_sensing.encoders_config import BandsConfig, NetworkConfig, PyramidConfig
+    from mc_remote_sensing.inference.polygons import PolygonSummary, write_polygons
+    from mc_remote_sensing.inference.predict import SceneMap, predict_scene
     from mc_remote_sensing.methods import METHODS
     from mc_remote_sensing.methods.hpcl_net import HPCLNet, HPCLNetConfig
     from mc_remote_sensing.methods.scene_contrast import SceneContrast, SceneContrastConfig
     from mc_remote_sensing.model import SegmentationModel, load_segmentation_model
     from mc_remote_sensing.pretrained import SceneEncoders, load_scene_encoders
     from mc_remote_sensing.recipe import resolve_recipe
+    from mc_remote_sensing.terrain import TerrainFiles, write_terrain
 
 __version__ = "0.1.0"
 
@@ -29,17 +32,23 @@ __all__ = [
     "HPCLNet",
     "HPCLNetConfig",
     "NetworkConfig",
+    "PolygonSummary",
     "PyramidConfig",
     "SceneContrast",
     "SceneContrastConfig",
     "SceneEncoders",
+    "SceneMap",
     "SegmentationModel",
+    "TerrainFiles",
     "TileAugment",
     "__version__",
     "load_scene_encoders",
     "load_segmentation_model",
+    "predict_scene",
     "resolve_recipe",
     "save_timm_checkpoint",
+    "write_polygons",
+    "write_terrain",
 ]
 
 _load, __dir__ = attach(
@@ -49,12 +58,15 @@ _load, __dir__ = attach(
         "augment_config": ["AugmentConfig"],
         "encoders": ["save_timm_checkpoint"],
         "encoders_config": ["BandsConfig", "NetworkConfig", "PyramidConfig"],
+        "inference.polygons": ["PolygonSummary", "write_polygons"],
+        "inference.predict": ["SceneMap", "predict_scene"],
         "methods": ["METHODS"],
         "methods.hpcl_net": ["HPCLNet", "HPCLNetConfig"],
         "methods.scene_contrast": ["SceneContrast", "SceneContrastConfig"],
         "model": ["SegmentationModel", "load_segmentation_model"],
         "pretrained": ["SceneEncoders", "load_scene_encoders"],
         "recipe": ["resolve_recipe"],
+        "terrain": ["TerrainFiles", "write_terrain"],
     },
 )
 
