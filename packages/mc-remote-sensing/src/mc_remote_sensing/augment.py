@@ -9,6 +9,7 @@ Legend: B tiles, C bands, T side of a tile in pixels, S side of the result.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import conv2d, pad
 
 from mc_core.data import Dataset
 from mc_core.errors import DataError
@@ -137,8 +138,8 @@ class TileAugment:
             cells = -(-elevation.shape[-1] // _NOISE_CELL) + 1
             draws = random.uniform(3 * cells * cells, stream=view * _STREAMS + _NOISE).view(-1, 3, cells, cells)
             coarse = (2 * draws - 1) * (config.elevation_noise * math.sqrt(3))
-            smooth = interpolate(coarse, scale_factor=_NOISE_CELL, mode="bilinear", align_corners=False)
-            made = made + smooth[..., : made.shape[2], : made.shape[3]]
+            rows, columns = (_hats(side, cells, elevation.device) for side in made.shape[2:])
+            made = made + rows @ (coarse @ columns.T)
         made[:, 1].clamp_(min=0)
         made[:, 2].clamp_(-1, 1)
         made = made * (valid > 0)[:, None]
@@ -189,7 +190,7 @@ class Geometry:
         if valid is None:
             valid = torch.ones(len(x), *x.shape[2:], dtype=torch.bool, device=x.device)
         if self.exact:
-            return self._turn(self._cut(x)), self._turn(self._cut(valid))
+            return self._picked(x), self._picked(valid)
         known = valid[:, None].to(x.dtype)
         rows, columns = self._weights(0, x.shape[2]), self._weights(1, x.shape[3])
         summed = rows[:, None] @ (torch.cat([x * known, known], dim=1) @ columns[:, None].mT)
@@ -206,7 +207,7 @@ class Geometry:
     def move_labels(self, labels: Tensor) -> Tensor:
         """(B, S, S) labels of the nearest pixels, 255 beyond the tile."""
         if self.exact:
-            return self._turn(self._cut(labels))
+            return self._picked(labels)
         for axis in (0, 1):
             place = self._places(axis).floor().long()
             outside = (place < 0) | (place >= labels.shape[1 + axis])
@@ -229,26 +230,12 @@ class Geometry:
         distance = (pixel - self._places(axis)[..., None]).abs() / scale.clamp(min=1)
         return (1 - distance).clamp(min=0) / scale.clamp(min=1)
 
-    def _cut(self, x: Tensor) -> Tensor:
-        """Whole pixels, from the same corner for all channels."""
-        if self.size == x.shape[-1]:
-            return x
-        first = self.start.long()
-        for axis, dim in ((0, -2), (1, -1)):
-            place = first[:, axis, None] + torch.arange(self.size, device=x.device)
-            shape = [len(x)] + [1] * (x.ndim - 1)
-            shape[dim] = self.size
-            target = list(x.shape)
-            target[dim] = self.size
-            x = x.gather(dim, place.view(shape).expand(target))
-        return x
-
-    def _turn(self, x: Tensor) -> Tensor:
-        """Flips and transposition of whole pixels."""
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        for axis, dim in ((0, -2), (1, -1)):
-            x = torch.where(self.flip[:, axis].view(shape), x.flip(dim), x)
-        return self._transposed(x)
+    def _picked(self, x: Tensor) -> Tensor:
+        """Whole pixels: where each pixel of the result comes from, read for all channels at once."""
+        rows, columns = (self._places(axis).floor().long() for axis in (0, 1))
+        place = self._transposed(rows[:, :, None] * x.shape[-1] + columns[:, None, :]).flatten(1)
+        place = place.view(len(x), *[1] * (x.ndim - 3), -1).expand(*x.shape[:-2], -1)
+        return x.flatten(-2).gather(-1, place).unflatten(-1, (self.size, self.size))
 
     def _transposed(self, x: Tensor) -> Tensor:
         return torch.where(self.transpose.view((-1,) + (1,) * (x.ndim - 1)), x.mT, x)
@@ -289,6 +276,13 @@ class AugmentedTiles:
 
 def _named(name: str, view: int) -> str:
     return name if view == 1 else f"{name}_{view}"
+
+
+@functools.lru_cache(maxsize=8)
+def _hats(side: int, cells: int, device: torch.device) -> Tensor:
+    """(side, cells) weights of a linear interpolation between values that lie a cell apart."""
+    at = (torch.arange(side) + 0.5) / _NOISE_CELL
+    return (1 - (at[:, None] - torch.arange(cells)).abs()).clamp(min=0).to(device)
 
 
 def _mean_3x3(x: Tensor, known: Tensor) -> Tensor:
