@@ -22,4 +22,31 @@ def rs_predict(
     run_rs_predict(size=size, elevation_size=elevation_size, tile=tile, threads=threads, folder=folder)
 
 
-REMOTE_SENSING_COMMANDS = (rs_predict,)
+def rs_loader(
+    *,
+    size: int = 4096,
+    tile: int = 256,
+    batch_size: int = 8,
+    windows: int = 128,
+    workers: tuple[int, ...] = (0, 2),
+    repeats: int = 5,
+) -> None:
+    """Windows per second from the files of a scene, beside torchgeo (needs --group peers).
+
+    Args:
+        size: Side of the scene in pixels.
+        tile: Side of a window in pixels.
+        batch_size: Windows of a batch.
+        windows: In a round.
+        workers: Numbers of loader processes; give it several times.
+        repeats: Rounds.
+    """
+    from mc_benchmarks.rs_loader import run_rs_loader
+
+    run_rs_loader(size=size, tile=tile, batch_size=batch_size, windows=windows, workers=workers, repeats=repeats)
+
+
+REMOTE_SENSING_COMMANDS = (
+    rs_loader,
+    rs_predict,
+)
