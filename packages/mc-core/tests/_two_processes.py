@@ -105,7 +105,15 @@ def queue(folder: Path) -> dict[str, Any]:
         ids = torch.arange(len(rows)) + 100 * seed
         for one in (fresh, grown):
             one.enqueue(own(rows), own(ids))
-    return {"fresh": fresh.state_dict(), "grown": grown.in_order()}
+    some = FeatureQueue(size=11, dim=DIM, with_ids=True)
+    rows = whole_batch(world_size(), DIM, seed=0)
+    some.enqueue(own(rows), own(torch.arange(len(rows))), keep=own(some_kept(len(rows))))
+    return {"fresh": fresh.state_dict(), "grown": grown.in_order(), "some": some.in_order()}
+
+
+def some_kept(count: int) -> Tensor:
+    """One row of the first process, all of the others."""
+    return torch.arange(count) >= count // world_size() - 1
 
 
 class Holder(nn.Module):

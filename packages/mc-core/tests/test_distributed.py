@@ -133,6 +133,10 @@ def test_a_queue_is_the_same_on_every_process_and_in_one(results, script):
         assert all(torch.equal(saved[name], value) for name, value in fresh.state_dict().items())
         for found, wanted in zip(result["queue"]["grown"], grown.in_order(), strict=True):
             assert torch.equal(found, wanted)
+        rows = script.whole_batch(WORLD, script.DIM, seed=0)
+        first = len(rows) // WORLD - 1  # another number of rows on each process
+        assert result["queue"]["some"][1].tolist() == list(range(first, len(rows)))
+        assert torch.equal(result["queue"]["some"][0], rows[first:].float())
     loaded = FeatureQueue(11, 3, with_ids=True)
     loaded.load_state_dict(results[1]["queue"]["fresh"])
     assert torch.equal(loaded.in_order()[1], torch.tensor([105, 106, 107, 200, 201, 202, 203, 204, 205, 206, 207]))

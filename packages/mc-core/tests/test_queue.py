@@ -62,6 +62,28 @@ def test_features_are_a_view_of_what_was_enqueued_only():
     assert queue.features.flatten().tolist() == [9]
 
 
+@given(st.integers(1, 9), st.lists(st.lists(st.booleans(), max_size=12), max_size=8))
+def test_only_the_rows_that_are_kept_enter(size, batches):
+    queue, reference = FeatureQueue(size, 2, with_ids=True), deque(maxlen=size)
+    for number, keep in enumerate(batches):
+        first = 100 * number
+        ids = torch.arange(first, first + len(keep))
+        queue.enqueue(numbered(first, len(keep), 2), ids, keep=torch.tensor(keep, dtype=torch.bool))
+        reference.extend(i for i, kept in zip(ids.tolist(), keep, strict=True) if kept)
+        features, found = queue.in_order()
+        assert found.tolist() == list(reference)
+        assert torch.equal(features[:, 0], found.float() * 10)
+
+
+def test_what_to_keep_is_said_row_by_row():
+    queue = FeatureQueue(4, 1)
+    with pytest.raises(DataError, match=r"keep is torch.bool of shape \(3,\); 2 rows need"):
+        queue.enqueue(rows(1, 2), keep=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(DataError, match="keep is torch.int64"):
+        queue.enqueue(rows(1, 2), keep=torch.tensor([0, 1]))
+    assert len(queue) == 0
+
+
 def test_the_oldest_age_is_counted_in_enqueues():
     queue = FeatureQueue(64, 1)
     for step in range(1, 20):
