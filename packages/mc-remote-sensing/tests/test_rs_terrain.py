@@ -1,5 +1,7 @@
 """The made terrain: true files, the same from the same seed, and no way for one modality alone to tell scars from decoys."""
 
+import resource
+
 import geopandas
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import rasterio
 import shapely
 from scipy.ndimage import gaussian_filter
 
-from mc_core.errors import ConfigError
+from mc_core.errors import ConfigError, RunError
 from mc_remote_sensing import terrain
 from mc_remote_sensing.terrain import BANDS, TerrainFiles, fractal, write_terrain
 from mc_remote_sensing.vectors import write_geopackage
@@ -165,3 +167,24 @@ def test_a_geopackage_keeps_a_coordinate_system_without_a_code_and_replaces_whol
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.gpkg"]
     with pytest.raises(ConfigError, match=r"ends in .gpkg"):
         write_geopackage(tmp_path / "a.shp", frame, layer="x")
+
+
+def test_a_geopackage_on_a_full_disk_is_not_there(tmp_path):
+    frame = geopandas.GeoDataFrame(
+        {"id": range(3)}, geometry=[shapely.box(i, 0, i + 1, 1) for i in range(3)], crs=32632
+    )
+    write_geopackage(tmp_path / "a.gpkg", frame, layer="old")
+    before = (tmp_path / "a.gpkg").read_bytes()
+    many = geopandas.GeoDataFrame(
+        {"id": range(4000)}, geometry=[shapely.box(i, 0, i + 1, 1) for i in range(4000)], crs="EPSG:32632"
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for bytes_ in (120_000, 200_000, 500_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))
+        try:
+            with pytest.raises(RunError, match=r"a.gpkg could not be written .*free space"):
+                write_geopackage(tmp_path / "a.gpkg", many, layer="new")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "a.gpkg").read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.gpkg"]

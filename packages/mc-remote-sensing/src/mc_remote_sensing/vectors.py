@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pyogrio
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
 from mc_core.errors import ConfigError
 from mc_core.files import StrPath, atomic_path
 
 if TYPE_CHECKING:
     import geopandas
+
+_WRITE_ERRORS = (DataSourceError, DataLayerError, FeatureError)
 
 
 def write_geopackage(
@@ -31,20 +37,23 @@ def write_geopackage(
         ConfigError: another ending, or a folder that cannot be written to.
         RunError: the disk is full.
     """
-    import pyogrio
-
     path = Path(path)
     if path.suffix.lower() != ".gpkg":
         raise ConfigError(f"{path}: polygons are written as a GeoPackage; give a name that ends in .gpkg")
     with atomic_path(path) as draft, tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         whole = Path(folder) / path.name
-        with _fixed_time():
-            try:
+        try:
+            with _fixed_time():
                 pyogrio.write_dataframe(
                     frame, whole, driver="GPKG", layer=layer, geometry_type=geometry_type, promote_to_multi=False
                 )
-            except pyogrio.errors.DataSourceError as error:
-                raise OSError(str(error)) from error
+            written = pyogrio.read_info(whole)["features"]
+        except _WRITE_ERRORS as error:
+            text = str(error)
+            full = any(sign in text for sign in ("disk", "commit", "too large"))
+            raise OSError(errno.ENOSPC if full else errno.EIO, text.splitlines()[0][:200], str(draft)) from error
+        if written != len(frame):
+            raise OSError(errno.ENOSPC, f"{written} of {len(frame)} polygons arrived", str(draft))
         whole.replace(draft)
     return path
 
@@ -53,12 +62,8 @@ class _fixed_time:
     """GeoPackages carry the time they were written; a fixed one makes equal contents equal files."""
 
     def __enter__(self) -> None:
-        import pyogrio
-
         self.before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
 
     def __exit__(self, *_: object) -> None:
-        import pyogrio
-
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": self.before})
