@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mc_core.data import TensorData
 from mc_core.engine import Fit, Progress, fit
 from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.files import read_jsonl
 from mc_core.queue import FeatureQueue
+from mc_core.random import BatchRandom
+from mc_remote_sensing.augment import TileAugment
+from mc_remote_sensing.augment_config import AugmentConfig
 from mc_remote_sensing.hyper_pixels import candidates, hyper_pixels
 from mc_remote_sensing.methods.hpcl_net import HPCLNet, HPCLNetConfig
 from mc_remote_sensing.methods.scene_contrast import SceneContrast, SceneContrastConfig
@@ -259,6 +263,41 @@ def test_a_hard_cell_is_one_whose_prediction_is_wrong():
             hard = embedded[tile][(wrong_cell[tile] & (cells.target[tile] == bool(of_class))).flatten()]
             for row in hard:
                 assert (query == row).all(1).any(), "the hard cell is always among the anchors"
+
+
+class NothingIsReadBack(TorchDispatchMode):
+    """Fails where a value would have to come back from the device, or where a shape depends on values."""
+
+    waits = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "is_nonzero",
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in self.waits, f"{name} waits for the device"
+        if name in ("index", "index_put_"):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a boolean index waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", ["boundary", "uniform"])
+def test_a_step_never_waits_for_its_device(sampling):
+    """From augmentation to the backward pass; only entering the queues counts rows."""
+    method, progress = build(sampling=sampling, modality_dropout=0.5, max_anchors=20), progress_of()
+    step(method, batch_of(), progress)
+    changer = TileAugment(AugmentConfig(), method.config.bands)
+    batch = batch_of()
+    random = BatchRandom(0, 0, batch["index"])
+    with NothingIsReadBack():
+        batch = changer(batch, random)
+        prepared = method.prepare_step([batch], progress)
+        method.training_step(batch, progress, prepared).loss.backward()
 
 
 def test_the_weight_of_the_contrast_rises_and_multiplies_it():

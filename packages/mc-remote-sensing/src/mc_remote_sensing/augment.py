@@ -101,9 +101,7 @@ class TileAugment:
         config = self.config
         if len(self.bands.mean) != image.shape[1]:
             raise DataError(f"the tiles have {image.shape[1]} bands, the statistics are of {len(self.bands.mean)}")
-        mean, deviation = (
-            torch.tensor(values, device=image.device).view(-1, 1, 1) for values in (self.bands.mean, self.bands.std)
-        )
+        mean, deviation = (_constant(values, image.device) for values in (self.bands.mean, self.bands.std))
         u = random.uniform(5, stream=view * _STREAMS + _TONE)[:, :, None, None, None]
         bright, strength, exponent, blurred, amount = u.unbind(1)
         known = valid[:, None]
@@ -276,6 +274,12 @@ class AugmentedTiles:
 
 def _named(name: str, view: int) -> str:
     return name if view == 1 else f"{name}_{view}"
+
+
+@functools.lru_cache(maxsize=8)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1), copied to the device once."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @functools.lru_cache(maxsize=8)
