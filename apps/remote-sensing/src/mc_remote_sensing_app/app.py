@@ -198,6 +198,7 @@ def ablate(
     scene: _Scene = None,
     recipe: str | None = None,
     only: list[str] | None = None,
+    everything: Annotated[bool, Parameter(name="--all", negative=())] = False,
     seeds: int = 3,
     steps: int | None = None,
     out: Path = Path("runs/ablation"),
@@ -209,6 +210,7 @@ def ablate(
         tiles: Image tiles with masks. Without data: the made terrain.
         recipe: Recipe to start from. Default: hpcl-net-laptop.
         only: Only this row; repeat for several.
+        everything: All combinations of modality, parts and sampling, not only the informative ones.
         seeds: Runs of each row.
         steps: Optimizer steps of each run. Default: the recipe's.
         out: Folder of the rows.
@@ -221,6 +223,7 @@ def ablate(
         scene or SceneOptions(),
         recipe_name=recipe or "hpcl-net-laptop",
         only=only or [],
+        everything=everything,
         seeds=seeds,
         steps=steps,
         out=out,

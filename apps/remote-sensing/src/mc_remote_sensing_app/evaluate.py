@@ -11,13 +11,13 @@ from mc_core.cli import Clock, Result, Status
 from mc_core.errors import ConfigError, DataError
 from mc_core.runs import pick_device
 from mc_remote_sensing.data import PatchScenes
-from mc_remote_sensing.evaluation import Scores, patch_windows, scene_windows, score
+from mc_remote_sensing.evaluation import Scores, finite, patch_windows, scene_windows, score
 from mc_remote_sensing.training import Ground, part_windows, split_ground, tile_of
 from mc_remote_sensing_app.figures import precision_recall_figure
 from mc_remote_sensing_app.predict import scene_for
 from mc_remote_sensing_app.runs import OpenedRun, open_run
 from mc_remote_sensing_app.scene_options import SceneOptions, label_values, scene_arguments
-from mc_remote_sensing_app.train import METRIC, finite, measure, pixel_baseline, show
+from mc_remote_sensing_app.train import METRIC, measure, pixel_baseline, show
 
 Windows = Iterator[tuple[np.ndarray, np.ndarray]]
 

@@ -36,19 +36,28 @@ def run_export(run: Path, *, format: str, out: Path | None, tile: int | None, as
     return fields
 
 
-class _OneModality(nn.Module):
-    """A segmentation model with the inputs it uses alone, in the order image, elevation."""
+class _Both(nn.Module):
+    """A segmentation model of image and elevation."""
 
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, image: Tensor, elevation: Tensor) -> Tensor:
         """(B, H, W) probabilities."""
-        network = self.model.config.network
-        image = inputs[0] if network.uses_image else None
-        elevation = inputs[-1] if network.uses_elevation else None
         return self.model(image, elevation)
+
+
+class _Alone(nn.Module):
+    """A segmentation model of one of them."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, given: Tensor) -> Tensor:
+        """(B, H, W) probabilities."""
+        return self.model(given) if self.model.config.network.uses_image else self.model(None, given)
 
 
 def _onnx(model: SegmentationModel | SceneEncoders, run: Path, out: Path | None, tile: int | None) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def _onnx(model: SegmentationModel | SceneEncoders, run: Path, out: Path | None,
     if target.suffix != ".onnx":
         raise ConfigError(f"--out {target}: give a name that ends in .onnx")
     target.parent.mkdir(parents=True, exist_ok=True)
-    report = export_onnx(_OneModality(model), tuple(inputs), target)
+    report = export_onnx(_Both(model) if len(inputs) == 2 else _Alone(model), tuple(inputs), target)
     return {
         "format": "onnx",
         "files": [str(target)],

@@ -21,7 +21,7 @@ from mc_core.recipes import to_yaml
 from mc_core.report import write_report
 from mc_remote_sensing.baselines import PixelLogistic, fit_pixel_logistic
 from mc_remote_sensing.data import PatchScenes, Scene, check_alignment, open_scene, write_blocks
-from mc_remote_sensing.evaluation import Scores, choose_threshold, histogram_of, score
+from mc_remote_sensing.evaluation import Scores, choose_threshold, finite, histogram_of, score
 from mc_remote_sensing.inference.running import Segmenter
 from mc_remote_sensing.recipe import Recipe, resolve_recipe
 from mc_remote_sensing.terrain import write_terrain
@@ -49,7 +49,7 @@ from mc_remote_sensing_app.scene_options import SceneOptions, scene_arguments
 
 SAMPLE = "terrain"
 METRIC = "iou"
-_TERRAIN_PX = 1024
+_TERRAIN_PX = 1536
 _MAPPED = 30_000_000  # pixels; a larger scene is mapped by `predict`, when the user asks for it
 _log = logging.getLogger("mc_core")
 
@@ -250,11 +250,6 @@ def show(
 
 def _shown(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}"
-
-
-def finite(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """For JSON: six digits, and null for what has no value."""
-    return {name: round(value, 6) if np.isfinite(value) else None for name, value in scores.items()}
 
 
 def draw(model: Any, ground: Ground, measured: Mapping[str, Scores], run_dir: Path) -> list[tuple[str, Path]]:

@@ -8,7 +8,7 @@ Legend: H, W rows and columns of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -291,6 +291,11 @@ class Scores:
             "target_pixels": float(self.histogram.counts[1].sum()),
             "objects": float(self.objects),
         }
+
+
+def finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """For JSON: six digits, and null for what has no value."""
+    return {name: round(value, 6) if np.isfinite(value) else None for name, value in scores.items()}
 
 
 Windows = Iterable[tuple[np.ndarray, np.ndarray]]

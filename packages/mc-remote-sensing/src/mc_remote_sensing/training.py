@@ -124,20 +124,12 @@ def data_fields(ground: Ground, modality: str = "auto") -> dict[str, Any]:
         ConfigError: a modality that the data does not have.
     """
     first = ground.scenes[0] if ground.scenes else None
-    names = ground.patches.band_names if ground.patches is not None else first.band_names if first is not None else ()
-    has_image = bool(names)
-    has_elevation = first is not None and all(scene.elevation is not None for scene in ground.scenes)
-    possible = {
-        "image": has_image,
-        "elevation": has_elevation,
-        "stacked": has_image and has_elevation,
-        "fused": has_image and has_elevation,
-    }
+    names = _band_names(ground)
+    possible = _possible(ground)
+    has_image = possible["image"]
     if modality == "auto":
         modality = "fused" if possible["fused"] else "image" if has_image else "elevation"
-    elif not possible[modality]:
-        missing = "an image" if not has_image else "an elevation model for every scene"
-        raise ConfigError(f"modality {modality} needs {missing}")
+    check_modality(ground, modality)
     fields: dict[str, Any] = {"network": {"modality": modality}}
     if modality == "elevation":
         fields["modality_dropout"] = 0.0
@@ -150,6 +142,32 @@ def data_fields(ground: Ground, modality: str = "auto") -> dict[str, Any]:
     if first is not None:
         fields["resolution_m"] = float(max(first.grid.pixel_metres))
     return fields
+
+
+def check_modality(ground: Ground, modality: str) -> None:
+    """Refuse a modality that the data does not have.
+
+    Raises:
+        ConfigError: no image, or no elevation model for some scene.
+    """
+    possible = _possible(ground)
+    if modality not in possible:
+        raise ConfigError(f"modality {modality}: there are {', '.join(possible)}")
+    if not possible[modality]:
+        missing = (
+            "an image" if not possible["image"] and modality != "elevation" else "an elevation model for every scene"
+        )
+        raise ConfigError(f"modality {modality} needs {missing}")
+
+
+def _possible(ground: Ground) -> dict[str, bool]:
+    image = bool(_band_names(ground))
+    elevation = ground.patches is None and all(scene.elevation is not None for scene in ground.scenes)
+    return {"image": image, "elevation": elevation, "stacked": image and elevation, "fused": image and elevation}
+
+
+def _band_names(ground: Ground) -> tuple[str, ...]:
+    return ground.patches.band_names if ground.patches is not None else ground.scenes[0].band_names
 
 
 def _patch_statistics(patches: PatchScenes) -> tuple[np.ndarray, np.ndarray]:
