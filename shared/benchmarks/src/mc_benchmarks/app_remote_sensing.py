@@ -46,7 +46,37 @@ def rs_loader(
     run_rs_loader(size=size, tile=tile, batch_size=batch_size, windows=windows, workers=workers, repeats=repeats)
 
 
+def rs_terrain(*, seeds: int = 5, keep: Path = Path("runs/benchmarks")) -> None:
+    """HPCL-Net part by part on made terrains. About 40 minutes on one core; goes on where it stopped.
+
+    Args:
+        seeds: Terrains.
+        keep: Where finished rows are kept.
+    """
+    from mc_benchmarks.rs_claims import run_rs_terrain
+
+    run_rs_terrain(seeds=seeds, keep=keep)
+
+
+def rs_landslides(*, data: Path | None = None, seeds: int = 3, keep: Path = Path("runs/benchmarks")) -> None:
+    """HPCL-Net part by part on real landslide images with masks. Goes on where it stopped.
+
+    Args:
+        data: Tar or folder of images and masks. Default: $MC_DATA/remote-sensing/landslide-pairs.tar.
+        seeds: Splits.
+        keep: Where finished rows are kept.
+    """
+    import os
+
+    from mc_benchmarks.rs_claims import run_rs_landslides
+
+    default = Path(os.environ.get("MC_DATA", ".")) / "remote-sensing" / "landslide-pairs.tar"
+    run_rs_landslides(data=data or default, seeds=seeds, keep=keep)
+
+
 REMOTE_SENSING_COMMANDS = (
+    rs_landslides,
     rs_loader,
     rs_predict,
+    rs_terrain,
 )
