@@ -27,7 +27,7 @@ def rs_loader(
     size: int = 4096,
     tile: int = 256,
     batch_size: int = 8,
-    windows: int = 128,
+    windows: int = 512,
     workers: tuple[int, ...] = (0, 2),
     repeats: int = 5,
 ) -> None:

@@ -123,6 +123,7 @@ def check_alignment(
             "elevation", lambda: RasterSource(elevation, bands=[1], nodata=elevation_nodata, assume_crs=assume_crs)
         )
         if relief is not None:
+            _look_for_crs(found, relief, assume_crs)
             _look_at_elevation(found, relief, vertical_unit)
     if raster is not None and relief is not None:
         found.attempt("overlap", lambda: _compare(found, raster, relief))
@@ -157,8 +158,7 @@ def _reader(
 
 def _look_at_image(found: _Findings, raster: RasterSource, assume_crs: str | None) -> None:
     name, grid = raster.path, raster.grid
-    if not raster.has_crs:
-        found.say("warning", "assumed-crs", f"{name}: has no coordinate system; {assume_crs} is taken on your word")
+    _look_for_crs(found, raster, assume_crs)
     across, down = grid.pixel_metres
     if grid.is_geographic:
         found.say(
@@ -183,6 +183,13 @@ def _look_at_image(found: _Findings, raster: RasterSource, assume_crs: str | Non
         if np.ptp(plane[valid]) == 0:
             found.say("warning", "constant-band", f"{name}: band {band} is {plane[valid][0]:g} everywhere one looked")
     _look_for_fill(found, raster, values, valid)
+
+
+def _look_for_crs(found: _Findings, raster: RasterSource, assume_crs: str | None) -> None:
+    if not raster.has_crs:
+        found.say(
+            "warning", "assumed-crs", f"{raster.path}: has no coordinate system; {assume_crs} is taken on your word"
+        )
 
 
 def _look_for_fill(found: _Findings, raster: RasterSource, values: np.ndarray, valid: np.ndarray) -> None:
