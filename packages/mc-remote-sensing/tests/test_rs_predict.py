@@ -17,10 +17,13 @@ from torch import nn
 
 from mc_core.errors import ConfigError, DataError, NonFiniteError, RunError
 from mc_remote_sensing.data.raster import RasterSource
+from mc_remote_sensing.encoders_config import BandsConfig
 from mc_remote_sensing.inference import rows, work
 from mc_remote_sensing.inference.predict import predict_scene
 from mc_remote_sensing.inference.running import Runner, data_fingerprint, model_fingerprint, predict_window, read_inputs
 from mc_remote_sensing.inference.work import encode
+from mc_remote_sensing.model import SegmentationConfig, SegmentationModel
+from mc_remote_sensing.recipe import resolve_recipe
 
 HERE = Path(__file__).parent
 tiny = SimpleNamespace(**runpy.run_path(str(HERE / "_tiny_maps.py")))
@@ -479,3 +482,25 @@ def test_beyond_the_scene_a_model_sees_zeros_that_are_not_valid(image):
     assert not inputs.valid[103:].any()
     assert (inputs.image[:, ~inputs.valid] == 0).all()
     assert inputs.elevation.shape == (4, 128, 64)
+
+
+def test_the_laptop_network_has_no_seams_with_its_own_receptive_field(tmp_path, image):
+    torch.manual_seed(0)
+    network = resolve_recipe("hpcl-net-laptop").method.network
+    bands = BandsConfig(names=image.band_names, mean=(500.0,) * 3, std=(290.0,) * 3)
+    model = SegmentationModel(SegmentationConfig(network=network, bands=bands)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.2)  # so that the probabilities differ from place to place
+    halo, elevation = model.receptive_field // 2, Elevation(image.grid)
+    options = {"encoding": "float32", "min_valid": 0, **CPU}
+    made = [
+        predict_scene(model, image, elevation, tmp_path / f"{tile}.tif", tile=tile, halo=halo, **options)
+        for tile in (152, 160, 512)
+    ]
+    found = [pixels(one.probability) for one in made]
+    assert np.nanquantile(found[2], 0.95) - np.nanquantile(found[2], 0.05) > 0.3
+    seamed = predict_scene(model, image, elevation, tmp_path / "seamed.tif", tile=152, halo=0, **options)
+    assert np.nanmax(np.abs(pixels(seamed.probability) - found[2])) > 1e-3
+    for one in found[:2]:
+        assert np.nanmax(np.abs(one - found[2])) <= 1e-6
