@@ -109,6 +109,14 @@ def test_a_model_in_degrees_has_slopes_on_the_ground(tmp_path):
     assert found[1] * 45 == pytest.approx(np.full(IMAGE.shape, math.degrees(math.atan(0.4))), abs=0.1)
 
 
+def test_a_degree_is_shorter_in_the_north(tmp_path):
+    z = (10_000 * 0.5 * np.arange(20)[None, :] + np.zeros((120, 1))).astype(np.float32)
+    source = model(tmp_path, z, None, crs="EPSG:4326", transform=Affine(0.5, 0, 10, 0, -0.5, 60))
+    slopes = np.tan(np.radians(source.read(0, 10, 120, 1)[1, :, 0] * 45))
+    latitude = np.radians(60 - 0.5 * (np.arange(120) + 0.5))
+    assert slopes == pytest.approx(10_000 / (111_320 * np.cos(latitude)), rel=0.005)
+
+
 def test_an_image_in_degrees_over_a_model_in_feet(tmp_path):
     grid = Grid(CRS.from_epsg(4326), Affine(6e-5, 0, 10.3165, 0, -4e-5, 46.9435), 60, 60)
     source = model(tmp_path, heights(lambda x, y: (200 + 0.5 * y) / 0.3048), grid, vertical_unit="foot")

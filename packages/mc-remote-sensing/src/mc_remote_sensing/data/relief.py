@@ -32,7 +32,7 @@ def slope_degrees(z: np.ndarray, dx: float | np.ndarray, dy: float | np.ndarray)
         (H, W) degrees from 0 to 90. Beyond the border the surface goes on as it rose there, so planes are exact everywhere.
 
     >>> z = 0.5 * np.arange(5.0)[None, :] + np.zeros((4, 1))
-    >>> np.round(slope_degrees(z, 1.0, 1.0)[0, 0], 3)
+    >>> round(float(slope_degrees(z, 1.0, 1.0)[0, 0]), 3)
     26.565
     """
     a, b, c, d, _, f, g, h, i = _neighbours(z)
@@ -53,7 +53,7 @@ def laplacian(z: np.ndarray, dx: float | np.ndarray, dy: float | np.ndarray) -> 
         (H, W), 1/metre.
 
     >>> x = np.arange(5.0)[None, :] + np.zeros((5, 1))
-    >>> laplacian(x**2, 1.0, 1.0)[2, 2]
+    >>> float(laplacian(x**2, 1.0, 1.0)[2, 2])
     2.0
     """
     _, b, _, d, e, f, _, h, _ = _neighbours(z)

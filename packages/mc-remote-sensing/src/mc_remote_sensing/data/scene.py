@@ -133,6 +133,15 @@ def open_scene(
     Raises:
         DataError: a file that cannot be read, or does not overlap the image.
         ConfigError: options that do not fit the files.
+
+    >>> import tempfile
+    >>> from mc_remote_sensing.terrain import write_terrain
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = write_terrain(folder, size_px=128)
+    ...     scene = open_scene(files.image, files.elevation, files.labels, extent=files.extent, cache=Path(folder))
+    ...     window = scene.read(32, 32, 64, 64)
+    >>> scene.band_names, window["image"].shape, window["elevation"].shape, window["labels"].dtype
+    (('blue', 'green', 'red', 'nir'), (4, 64, 64), (4, 64, 64), dtype('uint8'))
     """
     first = image or elevation
     if first is None:

@@ -42,6 +42,19 @@ class TileDataset:
     Raises:
         ConfigError: a buffer narrower than a tile, shares above 1, scenes that differ in bands.
         DataError: nothing to draw from.
+
+    >>> import tempfile
+    >>> from mc_core.random import sample_rng
+    >>> from mc_remote_sensing.data import open_scene, spatial_blocks
+    >>> from mc_remote_sensing.terrain import write_terrain
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = write_terrain(folder, size_px=256)
+    ...     scene = open_scene(files.image, labels=files.labels, extent=files.extent)
+    ...     blocks = spatial_blocks(scene, block_m=128, buffer_m=32)  # a pixel is 2 m
+    ...     data = TileDataset(scene, blocks, "train", tile=16)
+    ...     sample = data.get(0, sample_rng(seed=0, epoch=0, index=0))
+    >>> sample["image"].shape, sample["labels"].shape
+    (torch.Size([4, 16, 16]), torch.Size([16, 16]))
     """
 
     def __init__(
