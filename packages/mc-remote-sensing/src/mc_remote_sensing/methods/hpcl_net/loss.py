@@ -87,24 +87,29 @@ def hyper_pixel_terms(
     if len(widths) != 1:
         raise DataError(f"anchors and keys have widths {', '.join(map(str, sorted(widths)))}; all must have one")
     with torch.autocast(anchors.query.device.type, enabled=False):
-        query_AD = anchors.query.to(torch.promote_types(anchors.query.dtype, torch.float32)) / temperature
-        lowest = torch.finfo(query_AD.dtype).min / 4  # finite: all of them masked must not give 0 · ∞ in the backward
-        negative_AN = query_AD @ negatives.features.detach().to(query_AD.dtype).T
-        total_A = negative_AN.masked_fill(~negatives.valid, lowest).logsumexp(1) if len(negatives.valid) else None
-        any_negative = negatives.valid.any()
-        if total_A is None:
-            total_A = query_AD.sum(1) * 0 + lowest
+        dtype = torch.promote_types(anchors.query.dtype, torch.float32)
+        query_AD = anchors.query.to(dtype) / temperature
+        total_A = _logsumexp(query_AD, negatives)
         own_A = softplus(total_A - (query_AD * anchors.own.detach()).sum(1))
+        counts_A = anchors.valid & negatives.valid.any()
         if positives_are == "self":
-            terms_A, counts_A = own_A, anchors.valid & any_negative
+            terms_A = own_A
         else:
-            similarity_AP = query_AD @ positives.features.detach().to(query_AD.dtype).T
-            each_AP = softplus(total_A[:, None] - similarity_AP).masked_fill(~positives.valid, 0.0)
+            similarity_AP = query_AD @ positives.features.detach().to(dtype).T
+            summed_A = softplus(total_A[:, None] - similarity_AP) @ positives.valid.to(dtype)
             number_A = positives.valid.sum() + anchors.own_counts
-            summed_A = each_AP.sum(1) + own_A.masked_fill(~anchors.own_counts, 0.0)
-            terms_A = summed_A / number_A.clamp(min=1)
-            counts_A = anchors.valid & any_negative & (number_A > 0)
+            terms_A = (summed_A + own_A.masked_fill(~anchors.own_counts, 0.0)) / number_A.clamp(min=1)
+            counts_A = counts_A & (number_A > 0)
         return torch.where(counts_A, terms_A, 0.0), counts_A
+
+
+def _logsumexp(query_AD: Tensor, keys: Keys) -> Tensor:
+    """(A,) of the products with valid keys; very low, but finite, where there is none: its gradient is then no 0 · ∞."""
+    lowest = torch.finfo(query_AD.dtype).min / 4
+    if not len(keys.valid):
+        return query_AD.sum(1) * 0 + lowest
+    masked_N = torch.zeros_like(keys.valid, dtype=query_AD.dtype).masked_fill(~keys.valid, lowest)
+    return torch.addmm(masked_N, query_AD, keys.features.detach().to(query_AD.dtype).T).logsumexp(1)
 
 
 def hyper_pixel_contrast(
