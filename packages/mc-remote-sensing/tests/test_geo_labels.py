@@ -115,6 +115,7 @@ def test_a_self_intersecting_polygon_is_repaired_and_counted(tmp_path):
     bow_tie = shapely.Polygon([(w + 100, n - 100), (w + 500, n - 500), (w + 500, n - 100), (w + 100, n - 500)])
     layer = read_labels(write.polygons(tmp_path / "a.gpkg", [bow_tie, *squares()[1:]]), GRID)
     assert layer.repaired == 1
+    assert shapely.is_valid(layer.geometries).all()
     found = layer.rasterise(*WHOLE)
     assert found[30, 15]
     assert found[30, 45]  # both wings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import runpy
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -137,6 +139,43 @@ def test_an_overview_is_every_nth_pixel(tmp_path):
     values, valid = RasterSource(write.raster(tmp_path / "a.tif", write.bands())).overview(32)
     assert values.shape == (3, 24, 32)
     assert valid.shape == (24, 32)
+
+
+def test_validity_alone_is_the_same(tmp_path):
+    values = write.bands()
+    values[:, 10:20, 30:50] = 0
+    for name, nodata in (("a", 0), ("b", None)):
+        source = RasterSource(write.raster(tmp_path / f"{name}.tif", values, nodata=nodata))
+        for window in [(0, 0, 96, 128), (-5, 20, 30, 40)]:
+            assert (source.read_valid(*window) == source.read(*window)[1]).all()
+
+
+def test_blocks_are_not_hoarded(tmp_path):
+    path = write.raster(
+        tmp_path / "a.tif",
+        np.zeros((8192, 65536), np.uint8),
+        blockxsize=1024,
+        blockysize=1024,
+        sparse_ok=True,
+        compress="deflate",
+    )
+    code = f"""
+import os
+from mc_remote_sensing.data import RasterSource
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+source = RasterSource({str(path)!r})
+source.read(0, 0, 8, 8)
+before = resident()
+for row in range(0, 8192, 256):
+    source.read(row, 0, 256, 65536)
+print(resident() - before)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("resident memory is read from /proc")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 256 + 160  # the cache, and one strip as read and as float32
 
 
 # -------------------------------------------------------------------------------------------------------------------- bands

@@ -211,6 +211,9 @@ def test_several_scenes_are_drawn_by_their_ground(tmp_path, scene):
     assert 0.25 < np.mean(numbers) < 0.6
     assert len(data) == round(2 * (300 * 400 - 100 * 100) / 32**2)
     assert data.describe()["scenes"] == ["a", "b"]
+    assert data.describe()["pixels"]["target"] == sum(
+        int((s.read(0, 0, *SHAPE)["labels"] == 1).sum()) for s in (scene, other)
+    )
     renamed = make_scene(tmp_path, name="c", band_names=["r", "g", "b"])
     with pytest.raises(
         ConfigError, match=r"c has the bands r, g, b, a has red, green, blue: choose the same with --bands"

@@ -11,7 +11,7 @@ from mc_remote_sensing.data.grid import Window
 from mc_remote_sensing.data.labels import IGNORE, TARGET
 from mc_remote_sensing.data.scene import Scene
 
-_STRIP_PIXELS = 1 << 22
+_STRIP_PIXELS = 1 << 20
 
 
 @dataclass(frozen=True)

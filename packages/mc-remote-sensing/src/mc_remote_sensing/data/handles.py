@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from mc_core.errors import DataError
 
 _MOST_OPEN = 128  # well below the usual limit of 1,024 files, and a training set may be of many scenes
-_BLOCK_CACHE = 256 << 20  # bytes; GDAL would take 5 % of the machine in every worker
+_BLOCK_CACHE = "256"  # MiB; GDAL would take 5 % of the machine in every worker
 _local = threading.local()
 
 
@@ -32,8 +32,7 @@ def handle(key: Hashable, opener: Callable[[], Any]) -> Any:
     if key in opened:
         opened.move_to_end(key)
         return opened[key]
-    with rasterio.Env(GDAL_CACHEMAX=_BLOCK_CACHE):
-        found = opener()
+    found = opener()
     opened[key] = found
     if len(opened) > _MOST_OPEN:
         opened.popitem(last=False)[1].close()
@@ -49,13 +48,6 @@ def file_key(path: str) -> tuple[object, ...]:
     return ("file", path, state.st_size, state.st_mtime_ns, state.st_ino)
 
 
-def close_all() -> None:
-    """Close what this thread of this process has open."""
-    opened = getattr(_local, "open", {}) if getattr(_local, "process", None) == os.getpid() else {}
-    while opened:
-        opened.popitem()[1].close()
-
-
 def open_raster(path: str | os.PathLike[str]) -> Any:
     """Open a raster for reading.
 
@@ -68,6 +60,8 @@ def open_raster(path: str | os.PathLike[str]) -> Any:
         raise DataError(f"{path}: does not exist")
     if local and Path(path).is_file() and Path(path).stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
+    # asked for once in a process, with the first block; of rasterio's own options it comes too late
+    os.environ.setdefault("GDAL_CACHEMAX", _BLOCK_CACHE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # what lacks is said in our own words

@@ -22,7 +22,7 @@ from mc_core.errors import ConfigError, DataError
 from mc_remote_sensing.data.grid import Grid, overlap
 from mc_remote_sensing.data.handles import RASTER_ERRORS, handle, open_raster, read_error
 from mc_remote_sensing.data.polygons import Polygons, Role, read_polygons
-from mc_remote_sensing.data.raster import RasterSource
+from mc_remote_sensing.data.raster import RasterSource, within
 from mc_remote_sensing.data.warping import nearest_window
 
 BACKGROUND, TARGET, IGNORE = 0, 1, 255
@@ -63,7 +63,7 @@ class MaskRaster:
         if not self._same:
             wanted = self.grid.window(row, col, height, width)
             found = nearest_window(self._native, self.native_grid, wanted, IGNORE)
-            found[~inside(self.grid.shape, row, col, height, width)] = IGNORE
+            found[~within(self.grid.shape, row, col, height, width)] = IGNORE
             return found
         found = np.full((height, width), IGNORE, dtype=np.uint8)
         top, left = max(row, 0), max(col, 0)
@@ -93,12 +93,6 @@ class MaskRaster:
     def rasterise(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         """(h, w) bool: pixels with the target's value."""
         return self.classes(row, col, height, width) == TARGET
-
-
-def inside(shape: tuple[int, int], row: int, col: int, height: int, width: int) -> np.ndarray:
-    """(h, w) bool: pixels of a window that lie in a raster of ``shape``."""
-    rows, columns = np.arange(row, row + height), np.arange(col, col + width)
-    return ((rows >= 0) & (rows < shape[0]))[:, None] & ((columns >= 0) & (columns < shape[1]))[None, :]
 
 
 Layer = Polygons | MaskRaster
@@ -147,7 +141,7 @@ class LabelLayers:
         if self.extent is not None:
             labels[~self.extent.rasterise(*window)] = IGNORE
         if row < 0 or col < 0 or row + height > self.grid.height or col + width > self.grid.width:
-            labels[~inside(self.grid.shape, *window)] = IGNORE
+            labels[~within(self.grid.shape, *window)] = IGNORE
         return labels
 
     def _boundary(self, row: int, col: int, height: int, width: int) -> np.ndarray:

@@ -122,6 +122,16 @@ class RasterSource:
     def _open(self) -> Any:
         return handle(self.key, lambda: open_raster(self.path))
 
+    def read_valid(self, row: int, col: int, height: int, width: int) -> np.ndarray:
+        """(h, w) bool: the ``valid`` of :meth:`read`, without reading where nothing can be invalid."""
+        if not self._warped and not self._can_be_invalid:
+            return within(self.grid.shape, row, col, height, width)
+        return self.read(row, col, height, width)[1]
+
+    @property
+    def _can_be_invalid(self) -> bool:
+        return bool(self._alpha or self._masked or "float" in self.dtype or any(v is not None for v in self._nodata))
+
     def overview(self, most: int = 1024) -> tuple[np.ndarray, np.ndarray]:
         """The whole raster on its own grid, every n-th pixel so that no side exceeds ``most``: values and validity as of
         :meth:`read`."""
@@ -202,6 +212,12 @@ def read_reflected(
     take = np.ix_(rows - top, columns - left)
     inside = rows_inside[:, None] & columns_inside[None, :]
     return np.ascontiguousarray(values[:, take[0], take[1]]), valid[take] & inside
+
+
+def within(shape: tuple[int, int], row: int, col: int, height: int, width: int) -> np.ndarray:
+    """(h, w) bool: pixels of a window that lie in a raster of ``shape``."""
+    rows, columns = np.arange(row, row + height), np.arange(col, col + width)
+    return ((rows >= 0) & (rows < shape[0]))[:, None] & ((columns >= 0) & (columns < shape[1]))[None, :]
 
 
 def _reflect(start: int, length: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ class Scene:
     def read_valid(self, row: int, col: int, height: int, width: int) -> np.ndarray:
         """(h, w) bool: ``image_valid`` of a window."""
         if self.image is not None:
-            return self.image.read(row, col, height, width)[1]
+            return self.image.read_valid(row, col, height, width)
         assert self.elevation is not None
         return self.elevation.read(row, col, height, width)[3] > 0
 

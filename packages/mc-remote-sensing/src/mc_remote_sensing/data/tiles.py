@@ -93,11 +93,13 @@ class TileDataset:
             for scene, its in zip(self.scenes, self.blocks, strict=True)
         ]
         self._valid = [found.valid for found in maps]
+        self._pixels = {
+            kind: sum(int(getattr(found, kind).sum()) for found in maps) for kind in ("valid", "known", "target")
+        }
         self._cells = {kind: _cells(maps, kind) for kind in ("target", "hard", "known")}
         if not len(self._cells["known"]):
             raise DataError(f"no labelled pixel in the {part} part of {', '.join(s.name for s in self.scenes)}")
-        pixels = sum(int(found.valid.sum()) for found in maps)
-        self._length = per_epoch or max(1, round(pixels / tile**2))
+        self._length = per_epoch or max(1, round(self._pixels["valid"] / tile**2))
 
     def __len__(self) -> int:
         return self._length
@@ -151,6 +153,7 @@ class TileDataset:
             "bands": list(self.band_names),
             "scenes": [scene.name for scene in self.scenes],
             "shapes": [list(scene.grid.shape) for scene in self.scenes],
+            "pixels": self._pixels,
             "target_share": self.target_share,
             "hard_negative_share": self.hard_negative_share,
         }
