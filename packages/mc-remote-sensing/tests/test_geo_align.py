@@ -52,7 +52,6 @@ def message(report, code) -> str:
     return next(finding.message for finding in report.findings if finding.code == code)
 
 
-# -------------------------------------------------------------------------------------------------------------------- scenes
 def test_a_scene_reads_everything_on_one_grid(files):
     scene = open_scene(**files)
     found = pickle.loads(pickle.dumps(scene)).read(-2, -3, 50, 60)
@@ -113,7 +112,6 @@ def test_files_that_lie_elsewhere_are_refused(tmp_path, files, what):
         open_scene(**files)
 
 
-# --------------------------------------------------------------------------------------------------------------------- align
 def test_files_that_fit_give_nothing_to_remark(files):
     report = check_alignment(**files)
     assert report.findings == ()
@@ -236,7 +234,6 @@ def test_a_mask_that_covers_a_part(tmp_path, files):
     assert "covers 50% of it" in message(report, "mask-grid")
 
 
-# ------------------------------------------------------------------------------------------------------------------- picture
 def test_the_picture_shows_image_relief_and_outlines(tmp_path, files):
     files["hard_negatives"] = write.polygons(tmp_path / "hard.gpkg", [write.box(60, 60, 10, 10)])
     alignment_figure(tmp_path / "a.png", **files)

@@ -183,7 +183,6 @@ def test_files_that_are_no_labels(tmp_path):
         read_labels(mask, GRID, where="kind=slide")
 
 
-# ------------------------------------------------------------------------------------------------------------- mask rasters
 def codes() -> np.ndarray:
     """0 unlabelled, 1 background, 2 target."""
     found = np.zeros((96, 128), dtype=np.uint8)
@@ -239,7 +238,6 @@ def test_a_mask_on_another_grid_takes_the_nearest_value_and_nothing_beyond_it(tm
         read_labels(write.raster(tmp_path / "b.tif", codes(), transform=write.place(west=900_000)), GRID)
 
 
-# ------------------------------------------------------------------------------------------------------------------- layers
 @pytest.fixture
 def layers(tmp_path):
     def read(name, role, *shapes):

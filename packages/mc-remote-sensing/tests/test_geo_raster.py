@@ -6,6 +6,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,8 +19,9 @@ from PIL import Image
 from rasterio import CRS, Affine
 
 from mc_core.errors import ConfigError, DataError
-from mc_remote_sensing.data import RasterSource
+from mc_remote_sensing.data import RasterSource, handles
 from mc_remote_sensing.data.grid import Grid, local_equal_area, local_utm, name_of, overlap
+from mc_remote_sensing.data.handles import handle
 
 write = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("_write_geo.py"))))
 
@@ -28,7 +30,6 @@ def utm_grid(**changes) -> Grid:
     return Grid(**{"crs": CRS.from_epsg(32632), "transform": write.place(), "width": 128, "height": 96, **changes})
 
 
-# ------------------------------------------------------------------------------------------------------------------- grids
 def test_a_window_of_a_grid_lies_where_its_pixels_do():
     grid = utm_grid()
     part = grid.window(10, 20, 30, 40)
@@ -89,7 +90,6 @@ def test_local_systems():
     assert name_of(CRS.from_epsg(4326)) == "EPSG:4326"
 
 
-# ------------------------------------------------------------------------------------------------------------------ windows
 def test_any_window_is_the_array_cut_there(tmp_path):
     values = write.bands()
     source = RasterSource(write.raster(tmp_path / "a.tif", values))
@@ -135,6 +135,30 @@ def test_a_source_is_picklable_and_every_process_and_thread_opens_its_own(tmp_pa
         assert all((a == b).all() for (a, _), b in zip(found, expected, strict=False))
 
 
+def test_a_forked_process_leaves_the_handles_of_its_parent_alone():
+    context = get_context("fork")
+    there, here = context.Pipe()
+    opened = handle("forked", object)
+    assert handle("forked", object) is opened
+    child = context.Process(target=lambda: there.send(handle("forked", lambda: "its own") == "its own"))
+    child.start()
+    assert here.recv()
+    child.join()
+
+
+def test_the_handle_asked_for_longest_ago_is_closed_first(monkeypatch):
+    monkeypatch.setattr(handles, "_MOST_OPEN", 3)
+    monkeypatch.setattr(handles, "_local", threading.local())
+    closed = []
+
+    def opener(name):
+        return lambda: SimpleNamespace(close=lambda: closed.append(name))
+
+    for name in "abcad":
+        handle(name, opener(name))
+    assert closed == ["b"]
+
+
 def test_an_overview_is_every_nth_pixel(tmp_path):
     values, valid = RasterSource(write.raster(tmp_path / "a.tif", write.bands())).overview(32)
     assert values.shape == (3, 24, 32)
@@ -161,7 +185,7 @@ def test_blocks_are_not_hoarded(tmp_path):
     )
     code = f"""
 import os
-from mc_remote_sensing.data import RasterSource
+from mc_remote_sensing.data import RasterSource, handles
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
@@ -178,7 +202,6 @@ print(resident() - before)
     assert int(done.stdout) < 256 + 160  # the cache, and one strip as read and as float32
 
 
-# -------------------------------------------------------------------------------------------------------------------- bands
 def test_bands_are_chosen_by_name_or_number_in_the_order_asked_for(tmp_path):
     values = write.bands(4)
     path = write.raster(tmp_path / "a.tif", values, names=("blue", "green", "red", "nir"))
@@ -210,7 +233,6 @@ def test_bands_that_do_not_exist(tmp_path, options, message):
         RasterSource(path, **options)
 
 
-# ----------------------------------------------------------------------------------------------------------------- validity
 def hole(shape=(96, 128)) -> np.ndarray:
     mask = np.zeros(shape, dtype=bool)
     mask[10:20, 30:50] = True
@@ -286,7 +308,6 @@ def test_the_user_overrides_what_the_file_says(tmp_path):
     assert RasterSource(path, nodata="none").read(0, 0, 96, 128)[1].all()
 
 
-# --------------------------------------------------------------------------------------------------------------- other grids
 def test_on_another_grid_values_are_bilinear_and_the_mask_is_dilated_by_the_kernel(tmp_path):
     y, x = np.mgrid[:96, :128]
     values = (3.0 * x + 2.0 * y).astype(np.float32)
@@ -329,7 +350,6 @@ def test_a_window_far_from_the_source_is_invalid(tmp_path):
     assert (values == 0).all()
 
 
-# --------------------------------------------------------------------------------------------------------------- wrong files
 def test_no_coordinate_system_is_refused_unless_it_is_given(tmp_path):
     path = write.raster(tmp_path / "a.tif", write.bands(), crs=None)
     with pytest.raises(DataError, match=r"a.tif: has no coordinate system.*--assume-crs EPSG:32632"):

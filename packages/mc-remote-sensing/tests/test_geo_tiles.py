@@ -53,7 +53,6 @@ def samples(data, count=60, epoch=0):
     return [data.get(i, sample_rng(0, epoch, i)) for i in range(count)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- footprint
 def test_a_footprint_counts_pixels_of_each_kind(scene):
     found = footprint(scene, 16)
     read = scene.read(0, 0, *SHAPE)
@@ -80,7 +79,6 @@ def test_footprints_of_parts_add_up(scene, monkeypatch):
     assert (footprint(scene, 16, windows).target == whole.target).all()
 
 
-# ------------------------------------------------------------------------------------------------------------------- windows
 def test_a_sample_is_the_scene_at_its_window(scene):
     data = TileDataset(scene, tile=48)
     sample = data.get(0, sample_rng(0, 0, 5))
@@ -261,7 +259,6 @@ def test_a_window_around_a_cell_holds_a_pixel_of_it(tile):
             assert min((cell + 1) * step, size) <= start + tile
 
 
-# ---------------------------------------------------------------------------------------------------------------- statistics
 def test_statistics_of_bands_are_over_the_valid_pixels_of_the_part(scene):
     blocks = spatial_blocks(scene, block_m=1000, buffer_m=100)
     read = scene.read(0, 0, *SHAPE)
@@ -287,7 +284,6 @@ def test_a_sample_of_strips_is_close_and_a_constant_band_has_the_deviation_one(t
         band_statistics(empty)
 
 
-# --------------------------------------------------------------------------------------------------------------------- pairs
 def test_two_images_of_one_window(scene):
     data = ScenePairs(scene, tile=48)
     sample = data.get(0, sample_rng(0, 0, 3))
