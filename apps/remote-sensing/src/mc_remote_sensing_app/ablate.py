@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mc_core.cli import Clock, print_json, print_table
+from pydantic import BaseModel
+
+from mc_core.cli import Clock, given_fields, print_json, print_table
 from mc_core.errors import ConfigError, closest
 from mc_core.files import write_json
 from mc_remote_sensing.ablation import COLUMNS, possible_modalities, rows_of, run_row, summary
 from mc_remote_sensing.recipe import resolve_recipe
-from mc_remote_sensing_app.scene_options import SceneOptions
+from mc_remote_sensing_app.scene_options import SceneOptions, refuse_lone_labels
 from mc_remote_sensing_app.train import ground_of, scenes_of
 
 _log = logging.getLogger("mc_core")
@@ -28,6 +30,7 @@ def run_ablate(
     seeds: int,
     steps: int | None,
     out: Path,
+    sections: Mapping[str, BaseModel | None],
     as_json: bool,
 ) -> dict[str, Any]:
     """Run what is missing, and print the table."""
@@ -35,8 +38,12 @@ def run_ablate(
         raise ConfigError(f"--seeds {seeds}: run each at least once")
     if tiles is not None and options.given:
         raise ConfigError(f"{tiles} and --image or --dem: give tiles with masks, or rasters, not both")
+    if tiles is None and not options.given:
+        refuse_lone_labels(options)
     clock = Clock()
-    base: dict[str, Any] = {"fit": {"steps": steps}} if steps else {}
+    base: dict[str, Any] = {name: fields for name, model in sections.items() if (fields := given_fields(model))}
+    if steps:
+        base["fit"] = {"steps": steps}
     recipe = resolve_recipe(recipe_name, base)
     arguments = None if tiles is not None else scenes_of(options, out, recipe)
     ground = ground_of(tiles, arguments, recipe, options, out)

@@ -202,6 +202,8 @@ def ablate(
     seeds: int = 3,
     steps: int | None = None,
     out: Path = Path("runs/ablation"),
+    tile_options: Annotated[TileOptions | None, Parameter(name="tiles", group=_TILES, show_default=False)] = None,
+    split: Annotated[SplitOptions | None, Parameter(name="split", group=_TILES, show_default=False)] = None,
     json: _Json = False,
 ) -> None:
     """What each part is worth: modalities, contrast, queue, momentum, where cells are drawn. Rows that are done are kept.
@@ -227,6 +229,7 @@ def ablate(
         seeds=seeds,
         steps=steps,
         out=out,
+        sections={"tiles": tile_options, "split": split},
         as_json=json,
     )
 

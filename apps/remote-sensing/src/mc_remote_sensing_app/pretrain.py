@@ -28,7 +28,7 @@ from mc_remote_sensing.data import Scene, ScenePairs, band_statistics, open_scen
 from mc_remote_sensing.methods.scene_contrast.model import SceneContrast
 from mc_remote_sensing.recipe import Recipe, resolve_recipe
 from mc_remote_sensing.training import build_method, with_data
-from mc_remote_sensing_app.scene_options import SceneOptions
+from mc_remote_sensing_app.scene_options import SceneOptions, refuse_lone_labels
 from mc_remote_sensing_app.train import SAMPLE, scenes_of, slug
 
 METRIC = "other_view_recall_at_1"
@@ -52,6 +52,8 @@ class PretrainOptions:
 def run_pretrain(options: PretrainOptions) -> Result | None:
     """Train, measure, report, and print."""
     embedded = not options.scene.given
+    if embedded:
+        refuse_lone_labels(options.scene)
     name = options.recipe or ("scene-contrast-laptop" if embedded else "scene-contrast")
     changes = {section: given_fields(model) for section, model in options.sections.items()}
     recipe = resolve_recipe(name, {section: fields for section, fields in changes.items() if fields})

@@ -49,6 +49,18 @@ class SceneOptions(StrictModel):
         return bool(self.image or self.dem)
 
 
+def refuse_lone_labels(options: SceneOptions) -> None:
+    """Labels without a raster are an oversight, not a wish for the embedded sample.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    for name in ("labels", "extent", "uncertain", "hard_negatives"):
+        if paths := getattr(options, name):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} {paths[0]}: of which raster? Name it with --image, --dem or both")
+
+
 def label_values(text: str | None) -> dict[str, int] | None:
     """``"target=2,background=1"`` as a mapping.
 

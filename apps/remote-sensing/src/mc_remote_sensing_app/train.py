@@ -28,6 +28,7 @@ from mc_remote_sensing.terrain import write_terrain
 from mc_remote_sensing.training import (
     Ground,
     Trained,
+    checked,
     data_fields,
     part_windows,
     split_ground,
@@ -45,7 +46,7 @@ from mc_remote_sensing_app.figures import (
 )
 from mc_remote_sensing_app.predict import map_scene, say
 from mc_remote_sensing_app.runs import DATA_FILE
-from mc_remote_sensing_app.scene_options import SceneOptions, scene_arguments
+from mc_remote_sensing_app.scene_options import SceneOptions, refuse_lone_labels, scene_arguments
 
 SAMPLE = "terrain"
 METRIC = "iou"
@@ -77,6 +78,8 @@ class TrainOptions:
 def run_train(options: TrainOptions) -> None:
     """Do it, and print the result to standard output."""
     embedded = options.tiles is None and not options.scene.given
+    if embedded:
+        refuse_lone_labels(options.scene)
     if options.tiles is not None and options.scene.given:
         raise ConfigError(f"{options.tiles} and --image or --dem: give tiles with masks, or rasters, not both")
     name = options.recipe or ("hpcl-net-laptop" if embedded else "hpcl-net")
@@ -144,7 +147,7 @@ def ground_of(
                 shares=recipe.split.shares,
                 seed=recipe.split.seed,
             )
-        return Ground((), (), patches)
+            return checked(Ground((), (), patches))
     scenes: list[Scene] = []
     for given in arguments or []:
         with Status("looking whether the files fit together"):

@@ -34,7 +34,8 @@ class SplitOptions(StrictModel):
     """How the ground is split into blocks for training, validation and test."""
 
     block_m: float | None = Field(default=None, gt=0)
-    """Side of a block in metres; default: an eighth of the longer side of the scene, but at least four tiles."""
+    """Side of a block in metres; default: an eighth of the longer side of the scene, but at least four tiles where three such
+    blocks fit along the shorter side."""
     buffer_m: float | None = Field(default=None, gt=0)
     """Width of the strip between parts, in metres, at least a tile; default: a tile."""
     shares: tuple[float, float, float] = (0.6, 0.2, 0.2)

@@ -32,6 +32,8 @@ from mc_remote_sensing.data import (
     band_statistics,
     spatial_blocks,
 )
+from mc_remote_sensing.data.coverage import footprint
+from mc_remote_sensing.data.labels import TARGET
 from mc_remote_sensing.data.tiles import Moments
 from mc_remote_sensing.evaluation import (
     Scores,
@@ -49,6 +51,7 @@ from mc_remote_sensing.recipe import Recipe, SplitOptions
 
 _BLOCKS_ALONG = 8
 _LEAST_TILES = 4
+_LEAST_BLOCKS = 3  # along the shorter side
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,27 @@ def split_ground(scenes: Sequence[Scene], recipe: Recipe[Any]) -> Ground:
     for scene in scenes:
         if scene.labels is None:
             raise DataError(f"{scene.name}: has no labels to learn from; name them with --labels")
-    return Ground(tuple(scenes), tuple(_split(scene, recipe.split, recipe.tiles.tile) for scene in scenes))
+    return checked(Ground(tuple(scenes), tuple(_split(scene, recipe.split, recipe.tiles.tile) for scene in scenes)))
+
+
+def checked(ground: Ground) -> Ground:
+    """The same ground, when there is a target to learn from and one to choose the threshold by.
+
+    Raises:
+        DataError: the training or the validation part holds none; better said before training than after.
+    """
+    for part in ("train", "validation"):
+        if ground.patches is not None:
+            patches = ground.patches.part(part)
+            found = any((np.asarray(patches.read(i)["labels"]) == TARGET).any() for i in range(patches.count))
+            advice = "give more tiles, or another --split.seed"
+        else:
+            pairs = zip(ground.scenes, ground.blocks, strict=True)
+            found = any(footprint(scene, 16, blocks.part(part)).target.any() for scene, blocks in pairs)
+            advice = "try smaller blocks (--split.block-m) or another draw (--split.seed)"
+        if not found:
+            raise DataError(f"the {part} part holds no target: {advice}")
+    return ground
 
 
 def _split(scene: Scene, options: SplitOptions, tile: int) -> Blocks:
@@ -106,8 +129,8 @@ def _split(scene: Scene, options: SplitOptions, tile: int) -> Blocks:
     tile_m = tile * side
     block_m = options.block_m
     if block_m is None:
-        longest = max(scene.grid.shape) * side
-        block_m = max(longest / _BLOCKS_ALONG, _LEAST_TILES * tile_m)
+        shortest, longest = (of(scene.grid.shape) * side for of in (min, max))
+        block_m = max(longest / _BLOCKS_ALONG, min(_LEAST_TILES * tile_m, shortest / _LEAST_BLOCKS))
     return spatial_blocks(
         scene,
         block_m=block_m,
