@@ -101,14 +101,15 @@ def run_row(
     path, settings = folder / "row.json", recipe.model_dump(mode="json")
     if path.exists():
         earlier = read_json(path)
-        if earlier["recipe"] == settings:
-            return {name: float("nan") if value is None else value for name, value in earlier["row"].items()}
-        raise ConfigError(f"{folder} holds a row of other settings; name another folder with --out, or delete it")
-    trained = train_segmentation(recipe, ground, folder)
-    assert trained is not None
-    found = score(part_windows(trained.model, ground, "test"), trained.model.threshold).to_dict()
-    write_json(path, {"recipe": settings, "row": finite(found)})
-    return found
+        if earlier["recipe"] != settings:
+            raise ConfigError(f"{folder} holds a row of other settings; name another folder with --out, or delete it")
+        kept = earlier["row"]
+    else:
+        trained = train_segmentation(recipe, ground, folder)
+        assert trained is not None
+        kept = finite(score(part_windows(trained.model, ground, "test"), trained.model.threshold).to_dict())
+        write_json(path, {"recipe": settings, "row": kept})
+    return {name: float("nan") if value is None else value for name, value in kept.items()}
 
 
 def summary(
