@@ -125,20 +125,23 @@ def test_an_image_in_degrees_over_a_model_in_feet(tmp_path):
     assert found[1] * 45 == pytest.approx(np.full((60, 60), math.degrees(math.atan(0.5))), abs=0.01)
 
 
-def test_strips_make_the_whole_and_no_read_is_higher_than_a_strip(tmp_path, monkeypatch):
-    z = heights(lambda x, y: 30 * np.sin(x / 200) * np.cos(y / 170) + 0.1 * x, 700, 35)
+def test_pieces_make_the_whole_and_no_read_is_larger_than_a_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(elevation_module, "_STRIP", 256)
+    monkeypatch.setattr(elevation_module, "_CHUNK", 64)
+    z = heights(lambda x, y: 30 * np.sin(x / 200) * np.cos(y / 170) + 0.1 * x, 700, 150)
     asked = []
     read = RasterSource.read
 
     def counted(self, row, col, height, width):
-        asked.append(height)
+        asked.append((height, width))
         return read(self, row, col, height, width)
 
     monkeypatch.setattr(RasterSource, "read", counted)
     source = model(tmp_path, z, None, relief_radius_m=120)
     whole = elevation_features(z.astype(np.float64), CELL, CELL, relief_radius_m=120)
-    assert source.read(0, 0, 700, 35) == pytest.approx(whole.astype(np.float32), abs=1e-6)
-    assert max(asked) <= 256 + 2 * 5
+    assert source.read(0, 0, 700, 150) == pytest.approx(whole.astype(np.float32), abs=1e-6)
+    assert max(height for height, _ in asked) == 256 + 2 * 5
+    assert max(width for _, width in asked) == 64 + 2 * 5
 
 
 def test_a_hole_is_widened_by_the_window_and_by_the_kernel(tmp_path):

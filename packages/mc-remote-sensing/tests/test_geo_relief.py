@@ -127,3 +127,14 @@ def test_cells_may_differ_from_row_to_row():
 def test_a_single_row_or_cell_is_flat():
     assert slope_degrees(np.full((1, 1), 7.0), 1.0, 1.0) == pytest.approx(np.zeros((1, 1)))
     assert slope_degrees(np.arange(4.0)[None], 1.0, 1.0) == pytest.approx(np.full((1, 4), 45.0))
+
+
+@pytest.mark.parametrize("rows", [slice(0, 7), slice(5, 6), slice(20, 24), slice(None)])
+@pytest.mark.parametrize("columns", [slice(0, 31), slice(11, 20), slice(30, 31)])
+def test_a_part_is_cut_from_the_whole(rows, columns):
+    z = surface()
+    z[4:6, 12] = np.nan
+    dx = np.linspace(5, 9, 24)[:, None]
+    whole = elevation_features(z, dx, 5.0, relief_radius_m=20)
+    part = elevation_features(z, dx, 5.0, relief_radius_m=20, part=(rows, columns))
+    assert part == pytest.approx(whole[:, rows, columns], abs=1e-12)

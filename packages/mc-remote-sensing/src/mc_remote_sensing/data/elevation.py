@@ -35,7 +35,7 @@ _SPELLINGS = {
     **dict.fromkeys(("m", "metre", "meter", "metres", "meters"), "metre"),
     **dict.fromkeys(("ft", "foot", "feet", "us-ft", "us survey foot", "ftus", "us foot", "international foot"), "foot"),
 }
-_STRIP = 256
+_STRIP, _CHUNK = 512, 2048  # rows and columns at a time, beside the neighbourhood
 _VERSION = 1
 _WHOLE = 1 - 1e-4  # share of a resampled cell that must be known; less than 1 by the rounding of float32 weights
 
@@ -195,21 +195,27 @@ def write_derivatives(source: RasterSource, path: Path, metres: float, relief_ra
         "compress": "deflate",
         "zlevel": 1,
         "predictor": 3,
+        "num_threads": "all_cpus",
         "bigtiff": "if_safer",
     }
-    halo = neighbourhood(*grid.pixel_metres, relief_radius_m)[0] + 1
     with atomic_path(path) as draft, rasterio.open(draft, "w", **profile) as file:
         for top in range(0, grid.height, _STRIP):
             height = min(_STRIP, grid.height - top)
-            first, last = max(0, top - halo), min(grid.height, top + height + halo)
-            z, valid = source.read(first, 0, last - first, grid.width)
+            around = neighbourhood(*grid.steps_metres(top + np.array([0.5 * height])), relief_radius_m)
+            first, last = max(0, top - around[0] - 1), min(grid.height, top + height + around[0] + 1)
             across, down = grid.steps_metres(np.arange(first, last) + 0.5)
-            features = elevation_features(
-                z[0].astype(np.float64) * metres,
-                across[:, None],
-                down[:, None],
-                relief_radius_m=relief_radius_m,
-                valid=valid,
-            )[:, top - first : top - first + height]
-            file.write(features.astype(np.float32), window=RasterWindow(0, top, grid.width, height))  # type: ignore[call-arg]
+            for left in range(0, grid.width, _CHUNK):
+                width = min(_CHUNK, grid.width - left)
+                west, east = max(0, left - around[1] - 1), min(grid.width, left + width + around[1] + 1)
+                z, valid = source.read(first, west, last - first, east - west)
+                heights = z[0].astype(np.float64) * metres
+                features = elevation_features(
+                    heights,
+                    across[:, None],
+                    down[:, None],
+                    around=around,
+                    valid=valid,
+                    part=(slice(top - first, top - first + height), slice(left - west, left - west + width)),
+                )
+                file.write(features.astype(np.float32), window=RasterWindow(left, top, width, height))  # type: ignore[call-arg]
         file.descriptions = CHANNELS

@@ -74,9 +74,13 @@ def relative_elevation(z: np.ndarray, valid: np.ndarray, rows: int, columns: int
     """
     base = float(z[valid].mean()) if valid.any() else 0.0
     above = np.where(valid, z - base, 0.0)
-    total = _box_sum(above, rows, columns)
-    count = np.maximum(_box_sum(valid.astype(np.float64), rows, columns), 1)
-    return above - total / count
+    if valid.all():
+        count = np.outer(
+            *(np.diff(_reach(size, radius), axis=0)[0] for size, radius in zip(z.shape, (rows, columns), strict=True))
+        )
+    else:
+        count = np.maximum(_box_sum(valid.astype(np.float64), rows, columns), 1)
+    return above - _box_sum(above, rows, columns) / count
 
 
 def elevation_features(
@@ -85,7 +89,9 @@ def elevation_features(
     dy: float | np.ndarray,
     *,
     relief_radius_m: float = 250.0,
+    around: tuple[int, int] | None = None,
     valid: np.ndarray | None = None,
+    part: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> np.ndarray:
     """The four channels a model sees of a surface.
 
@@ -94,11 +100,13 @@ def elevation_features(
         dx: metres from a column to the next: a number, or (H, 1) for each row.
         dy: metres from a row to the next, likewise.
         relief_radius_m: half side of the square that "relative" is relative to; at least two cells.
+        around: half height and half width of that square in cells; default by :func:`neighbourhood`.
         valid: (H, W) bool, default where ``z`` is finite.
+        part: rows and columns wanted; the rest is only what they are compared with.
 
     Returns:
-        (4, H, W) float64 in the order of :data:`CHANNELS`: (z − mean of the neighbourhood) / 50 m; slope / 45°; Laplacian × cell
-        size / 0.5, clipped to ±1; 1 where the cell and its eight neighbours are known, else 0 in all four.
+        (4, H, W) of the part, float64, in the order of :data:`CHANNELS`: (z − mean of the neighbourhood) / 50 m; slope / 45°;
+        Laplacian × cell size / 0.5, clipped to ±1; 1 where the cell and its eight neighbours are known, else 0 in all four.
 
     >>> z = 0.1 * 30 * np.arange(9.0)[None, :] + np.zeros((9, 1))
     >>> features = elevation_features(z, 30.0, 30.0, relief_radius_m=60)
@@ -108,17 +116,27 @@ def elevation_features(
     z = np.asarray(z, dtype=np.float64)
     known = np.isfinite(z) if valid is None else np.asarray(valid, dtype=bool) & np.isfinite(z)
     z = np.where(known, z, 0.0)
-    rows, columns = neighbourhood(dx, dy, relief_radius_m)
-    cell = np.sqrt(np.asarray(dx) * np.asarray(dy))
+    above = relative_elevation(z, known, *(around or neighbourhood(dx, dy, relief_radius_m)))[part]
+    dx, dy = np.broadcast_to(dx, (len(z), 1)), np.broadcast_to(dy, (len(z), 1))
+    near, inner = zip(*(_with_neighbours(piece, size) for piece, size in zip(part, z.shape, strict=True)), strict=True)
+    z, known, dx, dy = z[near], known[near], dx[near[0]], dy[near[0]]
     features = np.stack(
         [
-            relative_elevation(z, known, rows, columns) / RELATIVE_SCALE_M,
-            slope_degrees(z, dx, dy) / SLOPE_SCALE_DEGREES,
-            np.clip(laplacian(z, dx, dy) * cell / CURVATURE_SCALE, -1, 1),
-            np.ones_like(z),
+            above / RELATIVE_SCALE_M,
+            slope_degrees(z, dx, dy)[inner] / SLOPE_SCALE_DEGREES,
+            np.clip(laplacian(z, dx, dy) * np.sqrt(dx * dy) / CURVATURE_SCALE, -1, 1)[inner],
+            np.ones_like(above),
         ]
     )
-    return np.where(_all_neighbours(known), features, 0.0)
+    features[:, ~_all_neighbours(known)[inner]] = 0
+    return features
+
+
+def _with_neighbours(piece: slice, size: int) -> tuple[slice, slice]:
+    """A stretch of an axis with the cell before and after it where there are some, and where in that it lies."""
+    first, last, _ = piece.indices(size)
+    start = max(first - 1, 0)
+    return slice(start, min(last + 1, size)), slice(first - start, last - start)
 
 
 def neighbourhood(dx: float | np.ndarray, dy: float | np.ndarray, radius_m: float) -> tuple[int, int]:
@@ -145,12 +163,18 @@ def _all_neighbours(known: np.ndarray) -> np.ndarray:
     return np.logical_and.reduce([padded[r : r + height, c : c + width] for r in range(3) for c in range(3)])
 
 
+def _reach(size: int, radius: int) -> np.ndarray:
+    """(2, size) where the neighbourhood of each cell begins and ends, along one axis."""
+    cells = np.arange(size)
+    return np.stack([np.maximum(cells - radius, 0), np.minimum(cells + radius + 1, size)])
+
+
 def _box_sum(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Sum over (2 rows + 1) × (2 columns + 1) cells, cut off at the border."""
     for axis, radius in ((0, rows), (1, columns)):
-        size = values.shape[axis]
-        sums = np.concatenate([np.zeros_like(values.take([0], axis)), np.cumsum(values, axis=axis)], axis=axis)
-        upper = np.minimum(np.arange(size) + radius + 1, size)
-        lower = np.maximum(np.arange(size) - radius, 0)
-        values = sums.take(upper, axis) - sums.take(lower, axis)
+        sums = np.zeros([size + (i == axis) for i, size in enumerate(values.shape)])
+        np.cumsum(values, axis=axis, out=sums[1:] if axis == 0 else sums[:, 1:])
+        lower, upper = _reach(values.shape[axis], radius)
+        values = sums.take(upper, axis)
+        values -= sums.take(lower, axis)
     return values
