@@ -10,6 +10,15 @@ from mc_core.lazy import attach
 if TYPE_CHECKING:
     from mc_remote_sensing.augment import AugmentedTiles, TileAugment
     from mc_remote_sensing.augment_config import AugmentConfig
+    from mc_remote_sensing.data import (
+        PatchScenes,
+        Scene,
+        ScenePairs,
+        TileDataset,
+        check_alignment,
+        open_scene,
+        spatial_blocks,
+    )
     from mc_remote_sensing.encoders import save_timm_checkpoint
     from mc_remote_sensing.encoders_config import BandsConfig, NetworkConfig, PyramidConfig
     from mc_remote_sensing.inference.polygons import PolygonSummary, write_polygons
@@ -32,21 +41,28 @@ __all__ = [
     "HPCLNet",
     "HPCLNetConfig",
     "NetworkConfig",
+    "PatchScenes",
     "PolygonSummary",
     "PyramidConfig",
+    "Scene",
     "SceneContrast",
     "SceneContrastConfig",
     "SceneEncoders",
     "SceneMap",
+    "ScenePairs",
     "SegmentationModel",
     "TerrainFiles",
     "TileAugment",
+    "TileDataset",
     "__version__",
+    "check_alignment",
     "load_scene_encoders",
     "load_segmentation_model",
+    "open_scene",
     "predict_scene",
     "resolve_recipe",
     "save_timm_checkpoint",
+    "spatial_blocks",
     "write_polygons",
     "write_terrain",
 ]
@@ -56,6 +72,15 @@ _load, __dir__ = attach(
     {
         "augment": ["AugmentedTiles", "TileAugment"],
         "augment_config": ["AugmentConfig"],
+        "data": [
+            "PatchScenes",
+            "Scene",
+            "ScenePairs",
+            "TileDataset",
+            "check_alignment",
+            "open_scene",
+            "spatial_blocks",
+        ],
         "encoders": ["save_timm_checkpoint"],
         "encoders_config": ["BandsConfig", "NetworkConfig", "PyramidConfig"],
         "inference.polygons": ["PolygonSummary", "write_polygons"],
