@@ -206,6 +206,16 @@ def test_the_slow_copy_never_looks_at_the_rest_of_the_batch_and_takes_the_runnin
         assert theirs[name].any(), name
 
 
+def test_anchors_and_keys_have_unit_length_also_in_half_precision():
+    method, progress = build(), progress_of()
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            prepared, output = step(method, batch_of(), progress)
+        for rows in (output.features["query"], prepared.micro[0].embedded_BND.flatten(0, 1)):
+            assert rows.dtype == torch.float32
+            torch.testing.assert_close(rows.detach().norm(dim=1), torch.ones(len(rows)), rtol=0, atol=1e-5)
+
+
 def test_the_slow_copy_moves_by_one_minus_m_along_its_ramp():
     method, progress = build(), progress_of()
     for momentum in (1 - 1 / 2, 1 - 1 / 3, 1 - 1 / 4):
@@ -357,6 +367,12 @@ def test_a_weight_of_zero_is_plain_cross_entropy_to_the_bit(tmp_path, fields):
     for name in plain:
         assert torch.equal(plain[name], same[name]), name
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
+    fresh = build(network={"dropout": 0.2}).online.projection.state_dict()
+    assert all(
+        torch.equal(v, fresh[n])
+        for n, v in zero.method.online.projection.state_dict().items()
+        if "running" not in n and "num" not in n
+    ), "the projection is left out of the step, decay and all"
     losses = [[line["loss"] for line in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("off", "zero")]
     assert losses[0] == losses[1]
 

@@ -229,7 +229,8 @@ def labelled_tiles(count: int = 32, size: int = 32, seed: int = 0) -> TensorData
     distance = ((at[:, None] - centre[:, 0]) ** 2 + (at - centre[:, 1]) ** 2).sqrt()
     inside = (distance < radius) & (torch.arange(count) % 3 > 0)[:, None, None]
     labels = inside.to(torch.uint8)
-    labels[:, : size // 6, : size // 6] = 255
+    unknown = (at < size * (0.1 + 0.1 * (torch.arange(count) % 5))[:, None]).float()  # another share of each tile
+    labels[torch.einsum("bh,bw->bhw", unknown, unknown) > 0] = 255
     valid = torch.ones(count, size, size, dtype=torch.bool)
     valid[:, : size // 8, : size // 8] = False
     views = []
@@ -253,7 +254,7 @@ def labelled_tiles(count: int = 32, size: int = 32, seed: int = 0) -> TensorData
 
 
 def scene_pairs(count: int = 48, size: int = 32, seed: int = 0) -> TensorData:
-    """Crops of places, two of each: ``image_1``, ``image_2``, ``valid_1``, ``valid_2``, ``elevation_1``, ``elevation_2``, ``ids``."""
+    """Crops of places, two of each: ``image_1/2``, ``valid_1/2``, ``elevation_1/2`` and ``ids``."""
     generator = torch.Generator().manual_seed(seed)
 
     def smooth(channels: int) -> Tensor:
