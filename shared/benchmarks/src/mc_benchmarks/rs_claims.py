@@ -65,8 +65,8 @@ def run_rs_landslides(*, data: Path, seeds: int, keep: Path) -> Report:
         raise ConfigError(f"{data}: no such tiles; name them with --data, or the folder that holds them with MC_DATA")
     found: Each = {}
     for seed in range(seeds):
-        base = {"split": {"seed": seed}, "tiles": {"tile": 128}}
-        patches = PatchScenes(data, tile=128, seed=seed)
+        base = {"split": {"seed": seed}, "tiles": {"tile": 64}}
+        patches = PatchScenes(data, tile=64, seed=seed)
         _rows(found, Ground((), (), patches), base, seed, keep / "rs-landslides" / f"split-{seed}")
     return _report(
         "rs_landslides",
