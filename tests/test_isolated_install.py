@@ -231,3 +231,48 @@ print("embedded", *ours.shape)
 def test_text_alone_trains_and_plain_sentence_transformers_loads_it(wheels: Path, tmp_path: Path) -> None:
     programs = _install("mc-text-code", tmp_path / "environment", wheels)
     assert _run(programs / "python", "-c", TEXT_ALONE, cwd=tmp_path).split()[-3:] == ["embedded", "40", "16"]
+
+
+def test_remote_sensing_brings_nothing_of_text_or_signals(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-remote-sensing")
+    assert found >= {"mc-core", "rasterio", "geopandas", "pyogrio", "shapely", "timm"}
+    others = {"transformers", "neurokit2", "sentence-transformers", "mc-vision", "mc-wearables", "torchgeo", "gdal"}
+    assert not found & (others | {"cyclopts", "gradio", "onnx", "matplotlib", "mc-remote-sensing-app"})
+    more = found - brings("torch") - {"mc-core", "mc-remote-sensing"}
+    assert len(more) < 45, sorted(more)
+    assert brings("mc-remote-sensing[app]") >= {"mc-remote-sensing-app", "onnxruntime", "cyclopts", "matplotlib"}
+
+
+REMOTE_SENSING_ALONE = """
+import sys
+from pathlib import Path
+
+from mc_remote_sensing import open_scene, predict_scene, resolve_recipe, write_polygons, write_terrain
+from mc_remote_sensing.training import data_fields, split_ground, train_segmentation, with_data
+
+files = write_terrain("terrain", size_px=320, seed=1, scars=14)
+scene = open_scene(files.image, files.elevation, files.labels, extent=files.extent, cache=Path("cache"))
+recipe = resolve_recipe("hpcl-net-laptop", {
+    "tiles": {"tile": 32}, "split": {"block_m": 128},
+    "fit": {"steps": 2, "batch_size": 4, "device": "cpu", "workers": 0},
+})
+ground = split_ground([scene], recipe)
+trained = train_segmentation(with_data(recipe, data_fields(ground)), ground, Path("run"))
+found = predict_scene(trained.model, scene.image, scene.elevation, "map.tif")
+written = write_polygons(found.probability, found.classes, "map.gpkg", elevation=scene.elevation)
+
+import geopandas
+import rasterio
+
+with rasterio.open("map.tif") as file, rasterio.open(files.image) as image:
+    assert (file.crs, file.bounds) == (image.crs, image.bounds)
+assert geopandas.read_file("map.gpkg").crs.to_epsg() == 32632
+assert not {"transformers", "neurokit2", "matplotlib"} & set(sys.modules)
+print("mapped", found.pixels)
+"""
+
+
+def test_remote_sensing_alone_maps(wheels: Path, tmp_path: Path) -> None:
+    programs = _install("mc-remote-sensing", tmp_path / "environment", wheels)
+    said = _run(programs / "python", "-c", REMOTE_SENSING_ALONE, cwd=tmp_path)
+    assert said.splitlines()[-1].split() == ["mapped", "102400"]
