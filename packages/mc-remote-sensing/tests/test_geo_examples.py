@@ -27,7 +27,9 @@ def test_examples(name):
 def test_the_block_of_the_readme_about_data_runs(tmp_path, monkeypatch):
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     blocks = [
-        text for text in re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE) if "open_scene" in text
+        text
+        for text in re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+        if "spatial_blocks" in text
     ]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MC_CACHE", str(tmp_path))
