@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mc_remote_sensing.methods.hpcl_net.network import SegmentationNetwork
 
-_ROWS = 32  # of the strip: a multiple of every stride
 _WIDEST = 1 << 14
 _FAINT = 1e-15  # so small that gates stay open whatever the residual sums grow to
 
@@ -37,7 +36,7 @@ def measure_receptive_field(network: SegmentationNetwork) -> int | None:
     if any(isinstance(module, (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)) for module in network.modules()):
         return None
     averaging = _averaging(network)
-    stride, width = network.stride, 256
+    stride, width = network.stride, 512
     while width <= _WIDEST:
         seen = _seen(averaging, width)
         first, last = int(seen[0]), int(seen[-1])
@@ -57,7 +56,7 @@ def _seen(network: SegmentationNetwork, width: int) -> Tensor:
     """The columns that the outputs of the cell in the middle depend on."""
     inputs = {
         name: torch.full(
-            (1, network.encoder(name).channels, _ROWS, width), _FAINT, dtype=torch.float64, requires_grad=True
+            (1, network.encoder(name).channels, network.stride, width), _FAINT, dtype=torch.float64, requires_grad=True
         )
         for name in network.encoders
     }
