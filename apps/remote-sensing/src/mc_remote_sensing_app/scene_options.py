@@ -36,8 +36,8 @@ class SceneOptions(StrictModel):
     """Names of all bands of the image, with commas, such as red,green,blue,nir. Default: those in the file, else B1, B2 …"""
     bands: str | None = None
     """Bands to use, by name or number from 1, with commas. Default: all."""
-    nodata: float | None = None
-    """Value of pixels without data, where the file declares none or a wrong one."""
+    nodata: float | Literal["none"] | None = None
+    """Value of pixels without data, where the file declares none or a wrong one; none: every pixel has data."""
     assume_crs: str | None = None
     """CRS of rasters that declare none, such as EPSG:32632."""
     vertical_unit: Literal["metre", "foot"] | None = None

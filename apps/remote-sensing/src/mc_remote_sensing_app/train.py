@@ -107,7 +107,9 @@ def run_train(options: TrainOptions) -> None:
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     for i, blocks in enumerate(ground.blocks):
-        write_blocks(blocks, run_dir / ("blocks.gpkg" if len(ground.blocks) == 1 else f"blocks-{i + 1}.gpkg"))
+        path = run_dir / ("blocks.gpkg" if len(ground.blocks) == 1 else f"blocks-{i + 1}.gpkg")
+        if not path.exists():  # a run that goes on has them; one of other settings is refused below, and keeps its own
+            write_blocks(blocks, path)
     trained = train_segmentation(recipe, ground, run_dir)
     if trained is None:
         return

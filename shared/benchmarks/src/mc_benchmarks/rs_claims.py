@@ -122,7 +122,7 @@ def _cell(values: Sequence[float]) -> str:
 
 def reading(found: Each) -> str:
     """Differences within the same seed, mean and deviation, whatever their sign."""
-    richest = next((m for m in ("fused", "image", "elevation") if f"{m}, momentum" in found), None)
+    richest = next((m for m in ("fused", "image", "elevation") if f"{m}, cross-entropy" in found), None)
     assert richest is not None
     pairs = [
         (f"{richest}, {b}", f"{richest}, {a}", b) for a, b in (("cross-entropy", "contrast"), ("contrast", "queue"))
