@@ -107,7 +107,13 @@ def test_more_bands_than_names(command, terrain, tiny, tmp_path):
 
 def test_a_model_is_not_run_on_other_bands(command, finished, terrain, tmp_path):
     options = ["--image", terrain.image, "--band-names", "a,b,c,d", "--out", tmp_path / "m.tif"]
-    refused(command("predict", finished[0], *options), r"nir|blue", r"--band-names|a, b, c, d")
+    refused(command("predict", finished[0], *options), r"no band 'blue'", r"blue, green, red, nir", r"--band-names")
+    refused(
+        command("embed", finished[0], *options[:-2], "--out", tmp_path / "e.npz"), r"no band 'blue'", r"--band-names"
+    )
+    refused(
+        command("predict", finished[0], *options[:2], "--bands", "1,2", *options[-2:]), r"2 bands", r"4: blue, green"
+    )
     assert not (tmp_path / "m.tif").exists()
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mc_core.cli import Clock, Status, print_json
 from mc_core.embeddings import check_format, write_embeddings
-from mc_core.errors import CheckpointError, ConfigError
+from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.export import load_model
 from mc_core.runs import need_run_folder, pick_device
 from mc_remote_sensing.data import Scene, open_scene
 from mc_remote_sensing.model import SegmentationModel
 from mc_remote_sensing.pretrained import SceneEncoders
+from mc_remote_sensing_app.predict import with_bands
 from mc_remote_sensing_app.runs import COMMAND
 from mc_remote_sensing_app.scene_options import SceneOptions, scene_arguments
 
@@ -43,6 +44,10 @@ def run_embed(run: Path, options: SceneOptions, *, out: Path, tile: int, device:
     for arguments in scene_arguments(options):
         names = ("labels", "extent", "uncertain", "hard_negatives")
         given = {name: value for name, value in arguments.items() if name not in names}
+        if _sees_image(model):
+            if "image" not in given:
+                raise DataError(f"{run} looks at an image: name one with --image")
+            given = with_bands(given, model.config.bands.names)
         with Status("opening the scene"):
             scene = open_scene(**given, cache=run / "elevation")
         crs = scene.grid.crs.to_string()
@@ -65,6 +70,10 @@ def run_embed(run: Path, options: SceneOptions, *, out: Path, tile: int, device:
     else:
         print(f"{out}: {len(features)} squares of {tile} pixels, {features.shape[1]} features each, x and y in {crs}")
     return fields
+
+
+def _sees_image(model: SegmentationModel | SceneEncoders) -> bool:
+    return model.config.network.uses_image if isinstance(model, SegmentationModel) else "image" in model.encoders
 
 
 def _embed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from mc_core.cli import Clock, Status, print_json, print_table
 from mc_core.errors import ConfigError, DataError
 from mc_core.runs import pick_device
-from mc_remote_sensing.data import Scene, check_alignment, open_scene
+from mc_remote_sensing.data import RasterSource, Scene, check_alignment, open_scene
 from mc_remote_sensing.inference.polygons import write_polygons
 from mc_remote_sensing.inference.predict import SceneMap, predict_scene
 from mc_remote_sensing.model import SegmentationModel
@@ -108,8 +109,7 @@ def scene_for(opened: OpenedRun, arguments: dict[str, Any], *, cache: Path | Non
     if model.config.network.uses_image:
         if "image" not in arguments:
             raise DataError(f"{opened.folder} looks at the bands {', '.join(wanted)}: name an image with --image")
-        if arguments.get("bands") is None:
-            arguments = {**arguments, "bands": list(wanted)}
+        arguments = with_bands(arguments, wanted)
     else:
         arguments = {n: v for n, v in arguments.items() if n not in ("image", "bands", "band_names")}
     if not model.config.network.uses_elevation:
@@ -120,12 +120,29 @@ def scene_for(opened: OpenedRun, arguments: dict[str, Any], *, cache: Path | Non
         report = check_alignment(**arguments)
         say(report)
         scene = open_scene(**arguments, cache=cache)
-    if scene.image is not None and model.config.network.uses_image and scene.band_names != wanted:
-        raise DataError(
-            f"{scene.name} has the bands {', '.join(scene.band_names)}, the model was trained on {', '.join(wanted)}: choose "
-            "them with --bands, or name them with --band-names"
-        )
     return scene
+
+
+def with_bands(arguments: dict[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+    """The bands that a model was trained on, in its order, unless the user chose others on purpose.
+
+    Raises:
+        DataError: the file has no bands of these names.
+    """
+    if arguments.get("bands") is None:
+        arguments = {**arguments, "bands": list(wanted)}
+    names = ("bands", "band_names", "nodata", "assume_crs")
+    try:
+        source = RasterSource(arguments["image"], **{n: arguments[n] for n in names if n in arguments})
+    except ConfigError as error:
+        raise DataError(
+            f"{error}; the model was trained on {', '.join(wanted)}: say which bands the file has with --band-names"
+        ) from error
+    if source.count != len(wanted):
+        raise DataError(
+            f"{arguments['image']}: {source.count} bands chosen, the model was trained on {len(wanted)}: {', '.join(wanted)}"
+        )
+    return arguments
 
 
 def say(report: Any) -> None:
