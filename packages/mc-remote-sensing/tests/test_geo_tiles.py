@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import runpy
@@ -102,6 +103,13 @@ def test_a_sample_is_the_scene_at_its_window(scene):
     assert (sample["image"][:, ~sample["image_valid"]] == 0).all()
     assert (sample["labels"][~sample["image_valid"]] == 255).all()
     assert (sample["elevation"][3] == 1).all()
+
+
+def test_elevation_is_left_out_where_no_scene_has_any_and_zero_where_one_lacks_it(scene):
+    bare = dataclasses.replace(scene, elevation=None)
+    assert all("elevation" not in sample for sample in samples(TileDataset(bare, tile=48), 4))
+    mixed = samples(TileDataset([scene, bare], tile=48), 40)
+    assert {bool(sample["elevation"][3].any()) for sample in mixed} == {True, False}
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(scene):

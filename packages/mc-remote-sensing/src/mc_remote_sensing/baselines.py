@@ -94,7 +94,8 @@ def fit_pixel_logistic(
     for index in range(tiles):
         sample = data.get(index % len(data), sample_rng(seed, index // len(data), index % len(data), stream=0x91))
         labels = torch.as_tensor(sample["labels"])
-        x_FN = _features(inputs, sample["image"][None].float(), sample["elevation"][None].float())[0].flatten(1)
+        image, elevation = (sample[n][None].float() if n in sample else None for n in ("image", "elevation"))
+        x_FN = _features(inputs, image, elevation)[0].flatten(1)
         for of_class in (0, 1):
             rows = x_FN[:, (labels == of_class).flatten()].T
             if len(rows) > (most := max(1, 2 * pixels // tiles)):

@@ -71,6 +71,7 @@ class TileDataset:
         self.scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
         given = [blocks] if isinstance(blocks, Blocks) else blocks
         self.blocks: list[Blocks | None] = [None] * len(self.scenes) if given is None else list(given)
+        self._has_elevation = any(scene.elevation is not None for scene in self.scenes)
         self.part, self.tile = part, tile
         self.target_share, self.hard_negative_share = target_share, hard_negative_share
         same_bands(self.scenes)
@@ -132,8 +133,8 @@ class TileDataset:
 
         Returns:
             ``image`` (C, T, T) float32 as stored, 0 where invalid; ``image_valid`` (T, T) bool; ``elevation`` (4, T, T) float32,
-            zeros without an elevation model; ``labels`` (T, T) uint8 in {0, 1, 255}; ``ids`` int64, equal for windows whose middle
-            lies in the same T × T square of the same scene.
+            zeros in a scene without elevation model and left out where no scene has one; ``labels`` (T, T) uint8 in
+            {0, 1, 255}; ``ids`` int64, equal for windows whose middle lies in the same T × T square of the same scene.
         """
         number, window = self.window(rng)
         scene, its = self.scenes[number], self.blocks[number]
@@ -141,6 +142,8 @@ class TileDataset:
         labels = sample["labels"]
         if its is not None:
             labels[~its.mask(self.part, *window)] = IGNORE
+        if not self._has_elevation:  # zeros would travel between processes, twice as large as the image
+            sample = {name: value for name, value in sample.items() if name != "elevation"}
         return {**{name: torch.from_numpy(value) for name, value in sample.items()}, "ids": place_id(number, window)}
 
     def describe(self) -> dict[str, Any]:
