@@ -236,7 +236,7 @@ def test_a_mask_that_covers_a_part(tmp_path, files):
 
 def test_the_picture_shows_image_relief_and_outlines(tmp_path, files):
     files["hard_negatives"] = write.polygons(tmp_path / "hard.gpkg", [write.box(60, 60, 10, 10)])
-    alignment_figure(tmp_path / "a.png", **files)
+    alignment_figure(open_scene(**files), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     assert pixels.shape == (96, 128 * 2 + 12, 3)
@@ -255,7 +255,7 @@ def test_a_mask_is_dots_in_the_picture(tmp_path, files):
     mask = np.zeros((96, 128), np.uint8)
     mask[30:34, 50:60] = 1
     files["labels"] = write.raster(tmp_path / "mask.tif", mask)
-    alignment_figure(tmp_path / "a.png", **files)
+    alignment_figure(open_scene(**files), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     hit = np.abs(pixels - [255, 59, 48]).sum(axis=2) < 5

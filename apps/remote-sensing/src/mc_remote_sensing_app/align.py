@@ -7,7 +7,7 @@ from typing import Any
 
 from mc_core.cli import Status, print_json
 from mc_core.errors import ConfigError, DataError
-from mc_remote_sensing.data import alignment_figure, check_alignment
+from mc_remote_sensing.data import alignment_figure, check_alignment, open_scene
 from mc_remote_sensing_app.scene_options import SceneOptions, scene_arguments
 
 
@@ -27,7 +27,7 @@ def run_align(options: SceneOptions, *, out: Path | None, as_json: bool) -> dict
         if not report.errors:
             picture = _numbered(out or Path("align.png"), i, len(scenes))
             with Status(f"drawing {picture}"):
-                alignment_figure(picture, **scene)
+                alignment_figure(open_scene(**scene), picture)
             record["picture"] = str(picture)
         found.append(record)
     fields = {"scenes": found}

@@ -23,13 +23,14 @@ from mc_core.evaluation import retrieval_metrics
 from mc_core.random import sample_rng
 from mc_core.recipes import to_yaml
 from mc_core.report import write_report
+from mc_core.runs import folder_name
 from mc_remote_sensing.augment import AugmentedTiles, TileAugment
 from mc_remote_sensing.data import Scene, ScenePairs, band_statistics, open_scene
 from mc_remote_sensing.methods.scene_contrast.model import SceneContrast
 from mc_remote_sensing.recipe import Recipe, resolve_recipe
 from mc_remote_sensing.training import build_method, with_data
 from mc_remote_sensing_app.scene_options import SceneOptions, refuse_lone_labels
-from mc_remote_sensing_app.train import SAMPLE, scenes_of, slug
+from mc_remote_sensing_app.train import SAMPLE, scenes_of
 
 METRIC = "other_view_recall_at_1"
 _ASKED = 512
@@ -65,7 +66,10 @@ def run_pretrain(options: PretrainOptions) -> Result | None:
     clock = Clock()
     keep_freed_memory()
     first = options.scene.image or options.scene.dem
-    run_dir = options.out or Path("runs") / f"{slug(Path(name).stem)}-{slug(str(first[0])) if first else SAMPLE}"
+    run_dir = (
+        options.out
+        or Path("runs") / f"{folder_name(Path(name).stem)}-{folder_name(first[0].stem) if first else SAMPLE}"
+    )
     scenes = []
     for given in scenes_of(options.scene, run_dir, recipe):
         unlabelled = {n: v for n, v in given.items() if n in _OPTIONS}

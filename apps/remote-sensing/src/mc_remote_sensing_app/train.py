@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from mc_core.errors import ConfigError
 from mc_core.files import write_json
 from mc_core.recipes import to_yaml
 from mc_core.report import write_report
+from mc_core.runs import folder_name
 from mc_remote_sensing.baselines import PixelLogistic, fit_pixel_logistic
 from mc_remote_sensing.data import PatchScenes, Scene, check_alignment, open_scene, write_blocks
 from mc_remote_sensing.evaluation import Scores, choose_threshold, finite, histogram_of, score
@@ -91,7 +91,7 @@ def run_train(options: TrainOptions) -> None:
         return
     clock = Clock()
     keep_freed_memory()
-    run_dir = options.out or Path("runs") / f"{slug(Path(name).stem)}-{slug(_data_name(options))}"
+    run_dir = options.out or Path("runs") / f"{folder_name(Path(name).stem)}-{folder_name(_data_name(options))}"
     arguments = None if options.tiles is not None else scenes_of(options.scene, run_dir, recipe)
     ground = ground_of(options.tiles, arguments, recipe, options.scene, run_dir)
     with Status("statistics of the training blocks"):
@@ -294,12 +294,6 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _data_name(options: TrainOptions) -> str:
     if options.tiles is not None:
-        return str(options.tiles)
+        return options.tiles.stem
     paths = options.scene.image or options.scene.dem
-    return str(paths[0]) if paths else SAMPLE
-
-
-def slug(text: str) -> str:
-    """A name for a folder."""
-    stem = Path(text.rstrip("/")).stem or text
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+    return paths[0].stem if paths else SAMPLE

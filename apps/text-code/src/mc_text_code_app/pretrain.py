@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from mc_core.engine.loop import RunResult
 from mc_core.errors import McError
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
+from mc_core.runs import folder_name
 from mc_text_code.data.sentences import Sentences
 from mc_text_code.data.sts import StsTask, open_sts
 from mc_text_code.encoders import SentenceEncoder
@@ -52,7 +52,7 @@ def run_pretrain(
     keep_freed_memory()
     tasks = None if sts is None else open_sts(sts)
     parts = split(open_corpus(corpus, column), holdout)
-    run_dir = out or Path("runs") / f"{_slug(Path(name).stem)}-{_slug(corpus_name(corpus))}"
+    run_dir = out or Path("runs") / f"{folder_name(Path(name).stem)}-{folder_name(corpus_name(corpus))}"
     pretrain(recipe, parts, tasks, run_dir=run_dir, clock=clock, as_json=as_json)
 
 
@@ -62,10 +62,6 @@ def chosen_recipe(encoder: str | None, recipe_name: str | None, changes: Mapping
     if encoder is not None:
         changes = merge({"method": {"encoder": {"name": None if encoder == TINY else encoder}}}, changes)
     return name, resolve_recipe(name, changes)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"
 
 
 def pretrain(

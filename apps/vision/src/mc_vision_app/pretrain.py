@@ -22,6 +22,7 @@ from mc_core.errors import ConfigError, DataError
 from mc_core.export import save_model
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
+from mc_core.runs import folder_name
 from mc_vision.data import ArraySource, ImageSource, open_source, split_source, take
 from mc_vision.evaluation import encoder_of, instance_retrieval, knn, raw_pixels
 from mc_vision.methods import METHODS
@@ -109,7 +110,8 @@ def run_pretrain(options: PretrainOptions) -> None:
     clock = Clock()
     keep_freed_memory()
     train, test = _sources(options, recipe)
-    run_dir = options.out or Path("runs") / f"{_slug(Path(name).stem)}-{_slug(options.data or SAMPLE)}"
+    data = Path((options.data or SAMPLE).rstrip("/")).name or "run"
+    run_dir = options.out or Path("runs") / f"{folder_name(Path(name).stem)}-{folder_name(data)}"
     pretrain(recipe, train, test, run_dir=run_dir, clock=clock, as_json=options.json)
 
 
@@ -126,11 +128,6 @@ def _sources(options: PretrainOptions, recipe: Recipe[Any]) -> tuple[ImageSource
         return source, None
     train, test = split_source(source, options.holdout, recipe.fit.seed)
     return train, test
-
-
-def _slug(text: str) -> str:
-    stem = Path(text.rstrip("/")).name or text
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
 def build_method(recipe: Recipe[Any]) -> ImageMethod:

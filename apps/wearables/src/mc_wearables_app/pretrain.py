@@ -22,6 +22,7 @@ from mc_core.export import save_model
 from mc_core.files import write_json
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
+from mc_core.runs import folder_name
 from mc_wearables.data.pairs import PairData
 from mc_wearables.data.segments import SignalKind
 from mc_wearables.embedding import check_fits
@@ -83,7 +84,7 @@ def run_pretrain(
     if data is None:
         with Status("simulating a cohort"):
             data = simulated(signal, recipe)
-    run_dir = out or Path("runs") / f"{_slug(Path(name).stem)}-{_slug(data.name)}"
+    run_dir = out or Path("runs") / f"{folder_name(Path(name).stem)}-{folder_name(data.name)}"
     people = len(pair_data(recipe, data))
     check_measurable(data)
     if recipe.fit.batch_size > people and "batch_size" not in changes.get("fit", {}):
@@ -103,10 +104,6 @@ def _shape_of(data: Data) -> dict[str, Any]:
     segments = data.train
     shape = {"channels": segments.channels, "sampling_rate": segments.sampling_rate, "seconds": segments.duration}
     return {"method": {"encoder": shape}}
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"
 
 
 def build_method(recipe: Recipe[Any]) -> SignalMethod:

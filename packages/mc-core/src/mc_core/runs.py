@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def need_run_folder(folder: Path, *, command: str) -> None:
         raise DataError(
             f"{folder}: no such run folder; `{command}` makes them, under runs/ unless --out says otherwise"
         )
+
+
+def folder_name(text: str) -> str:
+    """``text`` with what a folder's name should not hold made a dash, such as a recipe or data set in the name of a run.
+
+    >>> folder_name("hf:cifar 10"), folder_name("...")
+    ('hf-cifar-10', 'run')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"
 
 
 def pick_device(name: str) -> torch.device:

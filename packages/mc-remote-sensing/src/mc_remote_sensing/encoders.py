@@ -42,10 +42,6 @@ class Pyramid(nn.Module):
     out_channels: int
     stride: int
 
-    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The fine and the coarse map."""
-        raise NotImplementedError(type(self).__name__)
-
     def timm_state(self) -> dict[str, Tensor]:
         """The weights under the names that timm gives them; ConfigError where timm has no such encoder."""
         raise ConfigError(f"{type(self).__name__} is ours: timm has no such encoder to load it into")

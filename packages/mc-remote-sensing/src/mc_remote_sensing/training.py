@@ -34,7 +34,6 @@ from mc_remote_sensing.data import (
 )
 from mc_remote_sensing.data.coverage import footprint
 from mc_remote_sensing.data.labels import TARGET
-from mc_remote_sensing.data.tiles import Moments
 from mc_remote_sensing.evaluation import (
     Scores,
     choose_threshold,
@@ -158,7 +157,7 @@ def data_fields(ground: Ground, modality: str = "auto") -> dict[str, Any]:
         fields["modality_dropout"] = 0.0
     if has_image:
         if ground.patches is not None:
-            mean, std = _patch_statistics(ground.patches.part("train"))
+            mean, std = band_statistics(ground.patches.part("train"))
         else:
             mean, std = band_statistics(ground.scenes, ground.blocks)
         fields["bands"] = {"names": list(names), "mean": mean.tolist(), "std": std.tolist()}
@@ -191,15 +190,6 @@ def _possible(ground: Ground) -> dict[str, bool]:
 
 def _band_names(ground: Ground) -> tuple[str, ...]:
     return ground.patches.band_names if ground.patches is not None else ground.scenes[0].band_names
-
-
-def _patch_statistics(patches: PatchScenes) -> tuple[np.ndarray, np.ndarray]:
-    moments = Moments(len(patches.band_names))
-    for index in range(patches.count):
-        patch = patches.read(index)
-        image, valid = np.asarray(patch["image"]), np.asarray(patch["image_valid"])
-        moments.add(image[:, valid])
-    return moments.result()
 
 
 def with_data(recipe: Recipe[Any], fields: Mapping[str, Any]) -> Recipe[Any]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
 from mc_core.files import StrPath, atomic_path
-from mc_remote_sensing.data.elevation import VerticalUnit
 from mc_remote_sensing.data.grid import Grid
 from mc_remote_sensing.data.labels import TARGET, LabelLayers, MaskRaster
 from mc_remote_sensing.data.polygons import Polygons
-from mc_remote_sensing.data.raster import Nodata
-from mc_remote_sensing.data.scene import Scene, open_scene
+from mc_remote_sensing.data.scene import Scene
 
 _SIDE = 900
 _GAP = 12
@@ -23,59 +20,17 @@ _RGB = ("red", "green", "blue")
 _COLOURS = {"target": "#ff3b30", "extent": "#ffd60a", "uncertain": "#ff9f0a", "hard_negative": "#32ade6"}
 
 
-def alignment_figure(
-    path: StrPath,
-    image: StrPath | None = None,
-    elevation: StrPath | None = None,
-    labels: StrPath | None = None,
-    *,
-    extent: StrPath | None = None,
-    uncertain: StrPath | None = None,
-    hard_negatives: StrPath | None = None,
-    bands: Sequence[str | int] | None = None,
-    band_names: Sequence[str] | None = None,
-    nodata: Nodata = None,
-    elevation_nodata: Nodata = None,
-    assume_crs: str | None = None,
-    vertical_unit: VerticalUnit | None = None,
-    where: str | None = None,
-    layer: str | None = None,
-    label_values: Mapping[str, int] | None = None,
-    cache: Path | None = None,
-) -> None:
-    """Draw image and slope side by side into a PNG, targets in red, the surveyed extent yellow, uncertain places orange, hard
-    negatives blue.
+def alignment_figure(scene: Scene, path: StrPath) -> None:
+    """Draw image and slope side by side into a PNG of at most 900 pixels a panel: targets in red, the surveyed extent yellow,
+    uncertain places orange, hard negatives blue.
 
     Args:
+        scene: of which overviews are read, not the whole.
         path: of the PNG.
-        image: this and all others as of :func:`~mc_remote_sensing.data.scene.open_scene`.
 
     Raises:
-        DataError: files that do not fit; see :func:`~mc_remote_sensing.data.align.check_alignment`.
+        DataError: a raster that cannot be read.
     """
-    scene = open_scene(
-        image,
-        elevation,
-        labels,
-        extent=extent,
-        uncertain=uncertain,
-        hard_negatives=hard_negatives,
-        bands=bands,
-        band_names=band_names,
-        nodata=nodata,
-        elevation_nodata=elevation_nodata,
-        assume_crs=assume_crs,
-        vertical_unit=vertical_unit,
-        where=where,
-        layer=layer,
-        label_values=label_values,
-        cache=cache,
-    )
-    draw_scene(scene, path)
-
-
-def draw_scene(scene: Scene, path: StrPath) -> None:
-    """The same of an open scene."""
     panels = []
     if scene.image is not None:
         panels.append(Image.fromarray(composite(*scene.image.overview(_SIDE), scene.image.band_names)))
