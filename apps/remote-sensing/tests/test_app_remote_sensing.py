@@ -38,6 +38,9 @@ def test_train_says_what_it_found_and_leaves_a_whole_run(finished):
         "data.json",
     ):
         assert (run / name).stat().st_size > 0, name
+    page = (run / "report.html").read_text()
+    assert "test part: pixel logistic" in page
+    assert "{&#x27;" not in page  # figures, not Python
     parts = geopandas.read_file(run / "blocks.gpkg")
     assert {"train", "validation", "test"} <= set(parts["part"])
     with rasterio.open(run / "map.tif") as file:

@@ -9,7 +9,7 @@ from mc_core.cli import value_of
 from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.errors import CheckpointError, DataError
 from mc_core.export import save_model
-from mc_core.runs import need_run_folder, open_model, pick_device
+from mc_core.runs import folder_name, need_run_folder, open_model, pick_device
 from mc_testkit.toys import ToyEncoder
 
 
@@ -68,3 +68,10 @@ def test_what_follows_an_option():
 def test_the_device_asked_for():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("hf:cifar 10", "hf-cifar-10"), ("a/b\\c", "a-b-c"), ("été", "t"), ("...", "run"), ("", "run")]
+)
+def test_a_folder_name_holds_nothing_that_a_path_would_read(text, name):
+    assert folder_name(text) == name

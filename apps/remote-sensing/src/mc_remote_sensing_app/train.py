@@ -211,10 +211,11 @@ def finish(
     }
     found = Result(METRIC, values["trained"][METRIC], baselines, run=run_dir, seconds=clock.seconds(), more=more)
     found.write(run_dir)
+    shown = {name: value for name, value in found.fields.items() if name not in ("test", "validation")}
+    shown |= {f"test part: {name.replace('_', ' ')}": _line(scores) for name, scores in values.items()}
+    shown["validation part"] = _line(trained.validation.to_dict())
     with Status("writing the report"):
-        report = write_report(
-            run_dir, title=f"{run_dir.name}: {model.config.target}", result=found.fields, figures=figures
-        )
+        report = write_report(run_dir, title=f"{run_dir.name}: {model.config.target}", result=shown, figures=figures)
     found.fields["report"] = str(report)
     title = f"{model.config.target}, {model.modality}: test part"
     show(found, values, as_json=as_json, title=title, files=[run_dir, run_dir / "model", report])
@@ -251,6 +252,10 @@ def show(
     rows = [(name.replace("_", " "), *(_shown(scores[c]) for c in _COLUMNS)) for name, scores in values.items()]
     print_table(title, ["", *_COLUMNS], rows)
     sys.stdout.write("".join(f"{path}\n" for path in files))
+
+
+def _line(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{column.replace('_', ' ')} {_shown(scores[column])}" for column in _COLUMNS)
 
 
 def _shown(value: float) -> str:
