@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from mc_core.data import StepPlan, step_loader
 from mc_core.errors import ConfigError, DataError
+from mc_core.length_groups import length_groups
 from mc_core.random import BatchRandom
+from mc_core.tokens import padded, ragged, tokenize
 from mc_text_code.augment import repeat_subwords
 from mc_text_code.augment_config import AugmentConfig
 from mc_text_code.data.pairs import SentenceData, stop_word_ids
-from mc_text_code.data.tokens import padded, ragged, tokenize
-from mc_text_code.length_groups import length_groups
 from mc_text_code.recipe import BatchOptions
 from mc_text_code.tokenizers import load_tokenizer, train_tokenizer
 
@@ -86,7 +86,7 @@ def test_what_no_tokenizer_can_be_trained_on():
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 def test_in_bulk_is_as_one_by_one(kind, request, monkeypatch):
-    monkeypatch.setattr("mc_text_code.data.tokens._CHUNK", 7)
+    monkeypatch.setattr("mc_core.tokens._CHUNK", 7)
     tokenizer = request.getfixturevalue(kind)
     texts = [*TEXTS[:20], "", "boat " * 100]
     tokenizer(texts, truncation=True, max_length=5, padding=True)

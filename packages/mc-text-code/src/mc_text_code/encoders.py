@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_rows
 
 from mc_core.errors import ConfigError
-from mc_text_code.data.tokens import padded, tokenize
+from mc_core.hub import reaching, transformer_folder
+from mc_core.length_groups import length_groups
+from mc_core.tokens import padded, tokenize
 from mc_text_code.encoders_config import EncoderConfig
-from mc_text_code.length_groups import length_groups
-from mc_text_code.tokenizers import load_tokenizer, reaching, transformer_folder
+from mc_text_code.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast

@@ -24,9 +24,10 @@ from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.export import staging
 from mc_core.files import StrPath, read_json, sync_folder, write_atomic, write_json
+from mc_core.hub import reaching
 from mc_text_code.encoders import SentenceEncoder, build_transformer, new_transformer, quiet_loading, without_pooler
 from mc_text_code.encoders_config import EncoderConfig, Pooling
-from mc_text_code.tokenizers import load_tokenizer, reaching
+from mc_text_code.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mc_core.errors import ConfigError, DataError
 from mc_core.random import derive_seed
+from mc_core.tokens import padded
 from mc_text_code.code_recipe import CodeBatchOptions
 from mc_text_code.data.code_pairs import CodePair
 from mc_text_code.data.code_tokens import CodeTokens, code_hashes, text_hashes, tokenize_code, tokenize_queries
-from mc_text_code.data.tokens import padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mc_core.errors import ConfigError, DataError
 from mc_core.random import BatchRandom, derive_seed
+from mc_core.tokens import padded, tokenize
 from mc_text_code.augment import lengthen
 from mc_text_code.augment_config import AugmentConfig
 from mc_text_code.data.sentences import Sentences
-from mc_text_code.data.tokens import padded, tokenize
 from mc_text_code.recipe import BatchOptions
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mc_core.errors import ConfigError, DataError
 from mc_core.random import BatchRandom
+from mc_core.tokens import padded, ragged, tokenize
 from mc_text_code.augment import lengthen
 from mc_text_code.augment_config import AugmentConfig
 from mc_text_code.data.pairs import stop_word_ids
 from mc_text_code.data.sentences import Sentences
-from mc_text_code.data.tokens import padded, ragged, tokenize
 
 _IDS, _MASK = "input_ids", "attention_mask"
 

@@ -1,0 +1,1 @@
+"""Images, reports and studies, and the pairs drawn from them."""

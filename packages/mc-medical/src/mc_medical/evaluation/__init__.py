@@ -1,0 +1,1 @@
+"""The protocols of the field: zero-shot, few-shot, retrieval, calibration."""
