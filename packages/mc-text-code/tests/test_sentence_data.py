@@ -1,14 +1,8 @@
 """Tokenizers, token ids in bulk, and batches of pairs: the same as one by one, and the same in any order."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -16,9 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mc_core.data import StepPlan, step_loader
 from mc_core.errors import ConfigError, DataError
-from mc_core.length_groups import length_groups
 from mc_core.random import BatchRandom
-from mc_core.tokens import padded, ragged, tokenize
+from mc_core.tokens import ragged, tokenize
 from mc_text_code.augment import repeat_subwords
 from mc_text_code.augment_config import AugmentConfig
 from mc_text_code.data.pairs import SentenceData, stop_word_ids
@@ -38,23 +31,6 @@ def wordpiece():
 @pytest.fixture(scope="module")
 def bpe():
     return train_tokenizer(TEXTS, 400, "bpe")
-
-
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-def test_the_same_texts_give_the_same_tokenizer_in_every_process(kind):
-    """Told apart by processes, since the trainer's order of pieces comes from a hash that is new in each."""
-    code = (
-        "import sys, json; from mc_text_code.tokenizers import train_tokenizer; "
-        "texts = json.load(sys.stdin); print(train_tokenizer(texts, 300, sys.argv[1]).backend_tokenizer.to_str())"
-    )
-    texts = [f"{word}{i} Straße déjà vu" for i, word in enumerate(["alpha", "beta", "gamma", "naïve", "übung"] * 30)]
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code, kind], input=json.dumps(texts), capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(3)
-    }
-    assert len(outputs) == 1
 
 
 def test_word_pieces_fold_case_and_bytes_know_everything(wordpiece, bpe):
@@ -124,35 +100,6 @@ def test_words_of_a_tokenizer_without_special_tokens_stay_in_their_sentence():
         batch = data.get_batch([0, 1], epoch, 0)
         for text, row in zip(texts, batch["positive_input_ids"], strict=True):
             assert list(dict.fromkeys(tokenizer.decode(row[row > 0]).split())) == text.split()
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.booleans())
-def test_padding_and_taking_it_off(lengths, left):
-    sizes = np.array(lengths)
-    tokens = np.arange(1, sizes.sum() + 1)
-    ids, mask = padded(tokens, sizes, 0)
-    assert ids.shape == mask.shape == (len(sizes), sizes.max())
-    if left:
-        ids, mask = ids.flip(1), mask.flip(1)
-        tokens = np.concatenate([part[::-1] for part in np.split(tokens, np.cumsum(sizes)[:-1])])
-    assert [part.tolist() for part in ragged(ids, mask)] == [tokens.tolist(), sizes.tolist()]
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(0, 200))
-def test_length_groups_are_the_cheapest_division(lengths, call):
-    lengths = np.array(lengths)
-    groups = length_groups(lengths, call)
-    assert sorted(np.concatenate([rows for rows, _, _ in groups]).tolist()) == list(range(len(lengths)))
-    for rows, longest, exact in groups:
-        assert longest == lengths[rows].max()
-        assert exact == (lengths[rows].min() == longest)
-    cost = sum(len(rows) * longest + call for rows, longest, _ in groups)
-    assert cost <= len(lengths) * lengths.max() + call
-    best = [0.0]
-    ordered = np.sort(lengths)
-    for end in range(1, len(ordered) + 1):
-        best.append(min(best[start] + (end - start) * ordered[end - 1] + call for start in range(end)))
-    assert cost == best[-1]
 
 
 def test_a_batch_is_the_sentences_and_their_second_views(wordpiece):
