@@ -18,27 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mc_core.errors import ConfigError, DataError, McError
+from mc_core.errors import BadSampleError, ConfigError, DataError, McError
 from mc_core.random import BatchRandom, derive_seed, sample_rng
 
 _RETRIES = 20
-
-
-class BadSampleError(DataError):
-    """One sample cannot be read. The loader skips and counts it.
-
-    Args:
-        name: path or key of the sample.
-        reason: what is wrong with it, in a few words.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name = name
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.name, self.reason)
 
 
 @runtime_checkable

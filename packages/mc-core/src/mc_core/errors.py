@@ -24,6 +24,23 @@ class DataError(McError):
     """Data that is missing, empty, unreadable or of the wrong shape."""
 
 
+class BadSampleError(DataError):
+    """One sample cannot be read. The loader skips and counts it.
+
+    Args:
+        name: path or key of the sample.
+        reason: what is wrong with it, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
 class MissingDependencyError(McError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
