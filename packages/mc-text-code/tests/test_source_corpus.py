@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mc_core.errors import RunError
+from mc_core.pool import map_items
 from mc_text_code.source.files import SourceFile
 from mc_text_code.source.parsing import leaves
-from mc_text_code.source.pool import map_items
 from mc_text_code.source.reading import SourceText, read_source
 from mc_text_code.source.standard_library import standard_library_files
 from mc_text_code.source.units import units_of
@@ -55,7 +55,7 @@ def test_processes_give_the_same_in_the_same_order():
 
 
 def test_a_process_that_ends_is_one_line():
-    with pytest.raises(RunError, match="a process ended while it read source files"):
+    with pytest.raises(RunError, match="a process ended while it worked"):
         list(map_items(os._exit, [3], processes=2))
 
 

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 MODULES = """
-source.documentation source.files source.finding source.ignore source.languages source.parsing source.pool source.reading
+source.documentation source.files source.finding source.ignore source.languages source.parsing source.reading
 source.splitting source.standard_library source.token_classes source.units source.words data.code_files data.code_mining
 data.code_pairs data.code_records data.code_rules data.code_search_sets data.licences data.near_duplicates
 evaluation.code_lexical evaluation.code_search evaluation.ranks kept_rows

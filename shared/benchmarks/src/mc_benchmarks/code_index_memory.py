@@ -16,8 +16,8 @@ from pathlib import Path
 from mc_benchmarks.code_search_speed import static_table
 from mc_benchmarks.contract import Report, Row, environment
 from mc_core.errors import DataError, RunError
+from mc_core.pool import available_processes
 from mc_text_code.source.files import Skipped, SourceFile, source_files
-from mc_text_code.source.pool import available_processes
 from mc_text_code.source.reading import read_source
 
 INDEX, EMBED = "index, words", "vectors of all code, static table"

@@ -162,7 +162,7 @@ class CodeIndex:
             config: how files are cut.
             ranking: how results are ordered.
             lister: gives the files. Default: :func:`~mc_text_code.source.files.source_files` of the root.
-            processes: to parse with; 0: as many as there are processors (see :func:`mc_text_code.source.pool.map_items`).
+            processes: to parse with; 0: as many as there are processors (see :func:`mc_core.pool.map_items`).
 
         Raises:
             DataError: there is no such folder.

@@ -14,12 +14,12 @@ from functools import partial
 
 import numpy as np
 
+from mc_core.pool import map_items
 from mc_text_code.codesearch.chunking import ChunkedFile, chunk_file
 from mc_text_code.codesearch.ranking import PROSE
 from mc_text_code.codesearch.store import Known, Store
 from mc_text_code.source.files import SourceFile, SourceListing
 from mc_text_code.source.languages import LANGUAGES
-from mc_text_code.source.pool import map_items
 
 LOCK_SECONDS = 10.0
 """How long a process waits for another one that refreshes the same index."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from mc_core.errors import ConfigError, closest
 from mc_core.files import StrPath
+from mc_core.pool import map_items
 from mc_text_code.data.code_pairs import CodePair
 from mc_text_code.data.code_rules import (
     RULES,
@@ -26,7 +27,6 @@ from mc_text_code.data.licences import licence_of_distribution, licence_of_folde
 from mc_text_code.data.near_duplicates import near_duplicates
 from mc_text_code.source.files import Skipped, SourceFile, SourceListing, source_files
 from mc_text_code.source.languages import LANGUAGES, installed
-from mc_text_code.source.pool import map_items
 from mc_text_code.source.reading import read_source
 from mc_text_code.source.standard_library import standard_library_files
 from mc_text_code.source.units import units_of

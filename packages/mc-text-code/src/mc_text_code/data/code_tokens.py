@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mc_core.pool import map_items
 from mc_core.tokens import Tokens
 from mc_text_code.data.code_pairs import CodePair
 from mc_text_code.data.code_text import OWN_NAME, ClassedText, Classing, CodeForm
-from mc_text_code.source.pool import map_items
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""The same work on many files by several processes, in order and with bounded memory."""
+"""The same work on many items by several processes, in order and with bounded memory. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNK = 16
-FEWEST = 64  # files for which it pays to start processes
+FEWEST = 64  # items for which it pays to start processes
 
 
 def available_processes() -> int:
@@ -26,7 +26,12 @@ def available_processes() -> int:
 
 
 def map_items(
-    function: Callable[[Item], Result], items: Iterable[Item], *, processes: int = 1, chunk: int = CHUNK
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    processes: int = 1,
+    chunk: int = CHUNK,
+    fewest: int = FEWEST,
 ) -> Iterator[Result]:
     """``function`` of each item, in order. What is waiting to be read stays small however many items there are.
 
@@ -36,6 +41,7 @@ def map_items(
         processes: 1 works here; 0 takes all processors where there are enough items. As always with processes that Python
             spawns, a script that asks for more than one must guard its main part by ``if __name__ == "__main__":``.
         chunk: items handed over at once.
+        fewest: items for which ``processes=0`` starts any.
 
     Raises:
         RunError: a process was killed, most often for memory.
@@ -45,8 +51,8 @@ def map_items(
     """
     source = iter(items)
     if processes == 0:
-        first = list(islice(source, FEWEST))
-        processes = available_processes() if len(first) == FEWEST else 1
+        first = list(islice(source, fewest))
+        processes = available_processes() if len(first) == fewest else 1
         source = _chained(first, source)
     if processes <= 1:
         yield from map(function, source)
@@ -63,7 +69,7 @@ def map_items(
                 yield from waiting.popleft().result()
         except BrokenProcessPool as error:
             raise RunError(
-                "a process ended while it read source files, most often for lack of memory; ask for fewer processes"
+                "a process ended while it worked on files, most often for lack of memory; ask for fewer processes"
             ) from error
         finally:
             for future in waiting:
