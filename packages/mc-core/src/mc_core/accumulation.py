@@ -5,7 +5,11 @@ negatives. Here the first pass (``Method.prepare_step``) embeds every micro-batc
 the whole batch and its gradient with respect to the embeddings, ∂L/∂z; the second (``Method.training_step``) embeds one
 micro-batch again and pulls ∂L/∂z back through it. By the chain rule the sum over micro-batches is the gradient of L.
 
-Legend: B samples of a micro-batch, D embedding width.
+A loss against keys without gradient, such as those of a momentum encoder, needs no second look at the embeddings: once all keys
+are there (:func:`encode_step`), row i of the whole batch depends on the trained network through sample i alone, and the gradients
+of micro-batches add up to that of the whole batch exactly. Losses for both are in :mod:`mc_core.paired_losses`.
+
+Legend: B samples of a micro-batch, n of this process in a step, D embedding width.
 """
 
 from __future__ import annotations
@@ -45,22 +49,77 @@ class CachedGradients:
         loss: scalar, without gradient.
         gradients: for each micro-batch, one (B, D) gradient per embedding tensor.
         metrics: scalars to log.
+        shared: gradients at tensors that belong to no micro-batch, such as a learned temperature.
     """
 
     loss: Tensor
     gradients: Sequence[Sequence[Tensor]]
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    shared: Sequence[Tensor] = ()
 
-    def surrogate(self, micro: int, embeddings: Sequence[Tensor]) -> Tensor:
+    def surrogate(self, micro: int, embeddings: Sequence[Tensor], shared: Sequence[Tensor] = ()) -> Tensor:
         """A scalar with the value of the whole batch's loss and this micro-batch's share of its gradient.
 
-        The share is multiplied by the number of micro-batches, because the engine averages over them.
+        The share is multiplied by the number of micro-batches, because the engine averages over them; what is shared is pulled
+        by each of them, and so on the average once.
+
+        Args:
+            micro: place of the micro-batch in its step.
+            embeddings: (B, D) as in the first pass, now with their graph.
+            shared: the tensors that :attr:`shared` are the gradients of.
         """
-        pull = sum(
-            ((z * g.to(z.dtype)).sum() for z, g in zip(embeddings, self.gradients[micro], strict=True)), torch.zeros(())
-        )
+        pull = sum((_pull(z, g) for z, g in zip(embeddings, self.gradients[micro], strict=True)), torch.zeros(()))
         pull = pull * len(self.gradients)
+        pull = pull + sum((_pull(z, g) for z, g in zip(shared, self.shared, strict=True)), torch.zeros(()))
         return self.loss + (pull - pull.detach())
+
+
+def _pull(z: Tensor, gradient: Tensor) -> Tensor:
+    return (z * gradient.to(z.dtype)).sum()
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What an encoder makes of all micro-batches of a step: constants, and where each micro-batch's rows lie among them.
+
+    Attributes:
+        values: (n, …) tensors of this process, n rows in the order of its micro-batches.
+        starts: first row of each micro-batch, and n.
+    """
+
+    values: tuple[Tensor, ...]
+    starts: tuple[int, ...]
+
+    def rows(self, micro: int) -> slice:
+        """The rows of a micro-batch among those of this process."""
+        return slice(self.starts[micro], self.starts[micro + 1])
+
+    def part(self, value: int, micro: int) -> Tensor:
+        """The rows of a micro-batch in one of the values."""
+        return self.values[value][self.rows(micro)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+
+@torch.no_grad()
+def encode_step(micro_batches: Sequence[Batch], encode: Callable[[Batch], Sequence[Tensor]]) -> StepRows:
+    """Encode every micro-batch of a step, without keeping activations; only its results stay.
+
+    Args:
+        micro_batches: of the step; each is asked for once, in order, and let go.
+        encode: a micro-batch to (B, …) tensors, as many for each.
+
+    >>> rows = encode_step([{"x": torch.ones(2)}, {"x": torch.zeros(1)}], lambda batch: (batch["x"],))
+    >>> rows.values[0].tolist(), rows.rows(1)
+    ([1.0, 1.0, 0.0], slice(2, 3, None))
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    starts = [0]
+    for micro in range(len(micro_batches)):
+        parts.append(tuple(encode(micro_batches[micro])))
+        starts.append(starts[-1] + len(parts[-1][0]))
+    return StepRows(tuple(torch.cat(values) for values in zip(*parts, strict=True)), tuple(starts))
 
 
 def cache_gradients(

@@ -64,9 +64,7 @@ class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]  (one output, one gradient)
-        own = grad.new_empty((grad.shape[0] // world_size(), *grad.shape[1:]))
-        dist.reduce_scatter_tensor(own, grad.contiguous())
-        return own
+        return sum_own_rows(grad)
 
 
 def gather_rows_with_grad(x: Tensor) -> Tensor:
@@ -81,6 +79,19 @@ def gather_rows_with_grad(x: Tensor) -> Tensor:
         DataError: ``x`` is a scalar.
     """
     return cast(Tensor, _GatherWithGrad.apply(x)) if world_size() > 1 else x
+
+
+@torch.no_grad()
+def sum_own_rows(x: Tensor) -> Tensor:
+    """This process's rows of the sum of ``x`` over processes: the reverse of :func:`gather_rows`.
+
+    Shapes: (G, …) → (B, …). In a single process ``x`` itself comes back, detached.
+    """
+    if world_size() == 1:
+        return x.detach()
+    own = x.new_empty((x.shape[0] // world_size(), *x.shape[1:]))
+    dist.reduce_scatter_tensor(own, x.contiguous())
+    return own
 
 
 @torch.no_grad()

@@ -217,6 +217,32 @@ def typed_token_pairs(count: int = 48, vocabulary: int = 60, longest: int = 12, 
     )
 
 
+def image_text_pairs(count: int = 56, size: int = 16, longest: int = 10, seed: int = 0) -> TensorData:
+    """Grey images and token rows that name what they show: ``view_1``, ``view_2`` (count, 1, size, size) in [0, 1], ``input_ids``,
+    ``attention_mask`` (count, longest), ``study_ids`` and ``text_ids``. Rows 6n and 6n + 1 are of one study; rows 6n + 2 and
+    6n + 3 say the same. Id 0 pads, 1 begins and 2 ends a row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    number = torch.arange(count)
+    said = torch.where(number % 6 == 3, number - 1, number)
+    code = torch.stack([3 + said // 8 % 8, 11 + said % 8, 19 + said % 3], dim=1)
+    length = 4 + said % (longest - 4)
+    place = torch.arange(longest)
+    ids = torch.cat([torch.ones(count, 1, dtype=torch.int64), code, 22 + place[4:].expand(count, -1)], dim=1)
+    ids = torch.where(place == length[:, None] - 1, 2, ids).masked_fill(place >= length[:, None], 0)
+    coarse = torch.rand(count, 1, 4, 4, generator=generator)[said]
+    shown = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    first, second = ((shown + 0.1 * torch.randn(shown.shape, generator=generator)).clamp(0, 1) for _ in range(2))
+    return TensorData(
+        view_1=first,
+        view_2=second,
+        input_ids=ids,
+        attention_mask=(place < length[:, None]).long(),
+        study_ids=torch.where(number % 6 == 1, number - 1, number),
+        text_ids=1000 + said,
+    )
+
+
 def labelled_tiles(count: int = 32, size: int = 32, seed: int = 0) -> TensorData:
     """Tiles of three bands and an elevation of four channels, every third without target: ``image``, ``image_2`` (count, 3,
     size, size), ``elevation``, ``elevation_2`` (count, 4, size, size), ``image_valid`` and ``labels`` (count, size, size) of 0, 1

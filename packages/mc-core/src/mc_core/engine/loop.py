@@ -23,6 +23,7 @@ from mc_core.engine.distribution import Distribution, make_accelerator
 from mc_core.engine.health import HealthMonitor, LossWatch
 from mc_core.engine.method import Batch, Method, Progress, StepOutput, mean_metrics
 from mc_core.engine.run import BadSamples, Bar, StopRequest, TensorBoardLog, Throughput, locked
+from mc_core.engine.streaming import StreamedBatches
 from mc_core.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, McError
 from mc_core.files import JsonlWriter, remove_partial, write_atomic
 from mc_core.optim import build_optimizer, clip_each_gradient
@@ -318,11 +319,13 @@ class _Loop:
             for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
                 group["weight_decay"] = decay * factor
         count = fit.accumulation
-        micro = [self.next_batch(batches, i) for i in range(count)] if self.needs_all else None
+        micro = self.all_micro_batches(batches, count) if self.needs_all else None
         prepared = None
         if micro is not None:
             with torch.no_grad():
                 prepared = distribution.call("prepare_step", micro, progress)
+        if isinstance(micro, StreamedBatches):
+            micro = micro.in_phase("train")
         outputs: list[StepOutput] = []
         total = torch.zeros((), device=distribution.device)
         for i in range(count):
@@ -347,7 +350,20 @@ class _Loop:
         progress.step += 1
         return total, mean_metrics(outputs), outputs[-1].features
 
+    def all_micro_batches(self, batches: Iterator[Batch], count: int) -> Sequence[Batch]:
+        """Those of one step: on the device, or one at a time for a method that streams them."""
+        if not self.method.streams_micro_batches:
+            return [self.next_batch(batches, i) for i in range(count)]
+        raw = [self.next_raw(batches, i) for i in range(count)]
+        return StreamedBatches(raw, self.finished, self.method.needs, "prepare")
+
     def next_batch(self, batches: Iterator[Batch], micro: int) -> Batch:
+        return self.finished(self.next_raw(batches, micro))
+
+    def finished(self, batch: Batch) -> Batch:
+        return finish_on_device(self.data, to_device(batch, self.distribution.device), self.fit.seed)
+
+    def next_raw(self, batches: Iterator[Batch], micro: int) -> Batch:
         batch = next(batches)
         if "error" in batch:
             raise batch["error"]
@@ -358,7 +374,7 @@ class _Loop:
             if problem is not None:
                 raise problem
         batch["micro"] = micro
-        return finish_on_device(self.data, to_device(batch, self.distribution.device), self.fit.seed)
+        return batch
 
     def check_bad(self) -> None:
         """Several processes look at the count together, so that none is left waiting for one that stopped."""

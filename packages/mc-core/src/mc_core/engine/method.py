@@ -85,13 +85,23 @@ class Method(nn.Module):
 
     Each batch carries ``index`` (B,) and ``micro``, its place among the micro-batches of the step. ``config`` holds the
     method's pydantic model; it is written into the run's recipe and compared on resume.
+
+    With ``streams_micro_batches`` the memory of the device does not grow with their number: ``prepare_step`` gets a sequence
+    that moves and finishes a micro-batch each time it is asked for one, and each ``training_step`` gets it finished anew. Then a
+    batch also carries ``phase``, which is ``"prepare"`` or ``"train"``, and ``needs``, from :meth:`needs`, by which a data set may
+    leave out what that phase does not read.
     """
 
     config: Any = None  # a pydantic model, where there is one
+    streams_micro_batches: bool = False
 
     def forward(self, phase: str, *args: Any) -> Any:
         """Dispatch for wrappers (DDP, FSDP2), whose hooks fire on ``forward`` only. ``phase`` is a method's name."""
         return getattr(self, phase)(*args)
+
+    def needs(self, phase: str) -> tuple[str, ...] | None:
+        """Names of the views that a phase reads, for methods that stream their micro-batches. Default: not said."""
+        return None
 
     def prepare_step(self, micro_batches: Sequence[Batch], progress: Progress) -> Any:
         """See all micro-batches of one optimizer step before the first backward, under ``no_grad``. Default: nothing.
