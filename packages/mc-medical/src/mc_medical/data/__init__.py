@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 from mc_core.lazy import attach
 
 if TYPE_CHECKING:
+    from mc_medical.data.cohort import Studies
     from mc_medical.data.columns import ColumnOptions
     from mc_medical.data.image_config import ImageOptions, SplitOptions
+    from mc_medical.data.image_ref import ImageRef
     from mc_medical.data.inspection import Inspection, Step, contact_sheet, inspect_image, inspection_figure
     from mc_medical.data.pairs import PairData
     from mc_medical.data.pixels import PixelStore
     from mc_medical.data.radiograph import Radiograph, read_radiograph, square
     from mc_medical.data.reports import ReportOptions, clean, report_text, sections, sentences, text_key
     from mc_medical.data.splits import check_splits, split_by_patient
-    from mc_medical.data.studies import ImageRef, Studies, open_studies
+    from mc_medical.data.studies import open_studies
 
 __all__ = [
     "ColumnOptions",
@@ -49,6 +51,8 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "columns": ["ColumnOptions"],
+        "image_ref": ["ImageRef"],
+        "studies": ["open_studies"],
         "image_config": ["ImageOptions", "SplitOptions"],
         "inspection": ["Inspection", "Step", "contact_sheet", "inspect_image", "inspection_figure"],
         "pairs": ["PairData"],
@@ -56,6 +60,6 @@ __getattr__, __dir__ = attach(
         "radiograph": ["Radiograph", "read_radiograph", "square"],
         "reports": ["ReportOptions", "clean", "report_text", "sections", "sentences", "text_key"],
         "splits": ["check_splits", "split_by_patient"],
-        "studies": ["ImageRef", "Studies", "open_studies"],
+        "cohort": ["Studies"],
     },
 )

@@ -55,7 +55,7 @@ def read_dicom(data: bytes, options: ImageOptions, name: str, record: Record | N
     Raises:
         BadSampleError: see :func:`~mc_medical.data.radiograph.read_radiograph`.
     """
-    with _quiet():
+    with quiet():
         dataset = _parse(data, name)
         notes = _refuse(dataset, options, name)
         stored = _stored(dataset, name)
@@ -102,7 +102,7 @@ def read_dicom(data: bytes, options: ImageOptions, name: str, record: Record | N
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """pydicom warns and logs with the values it doubts, which may be names."""
     from pydicom import config
 

@@ -20,9 +20,9 @@ from mc_core.errors import ConfigError, DataError
 from mc_core.random import BatchRandom, uniform
 from mc_core.tokens import padded, tokenize
 from mc_medical.augment_config import AugmentConfig
+from mc_medical.data.cohort import Studies
 from mc_medical.data.pixels import PixelStore
 from mc_medical.data.reports import ReportOptions, sentences, swap_sides, text_key
-from mc_medical.data.studies import Studies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

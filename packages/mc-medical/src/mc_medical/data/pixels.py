@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mc_core.errors import BadSampleError
+from mc_medical.data.cohort import Studies
 from mc_medical.data.radiograph import square
-from mc_medical.data.studies import Studies
 
 
 @dataclass(frozen=True)

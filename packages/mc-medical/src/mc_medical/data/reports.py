@@ -1,20 +1,38 @@
 """Radiology reports: their sections, what of them is trained on, and sentences. Imports no torch.
 
-The section parser follows the idea of MIT-LCP's ``mimic-cxr/txt/section_parser.py`` (headers in capitals and a colon, a table
-of synonyms, the last paragraph otherwise) without its regular expression, which wants a header after a line break and one space:
-headers may be indented by anything, end lines in CRLF, and stand in the middle of a line.
+The section parser follows the idea of MIT-LCP's ``mimic-cxr/txt/section_parser.py`` (headers and a colon, a table of synonyms,
+the last paragraph otherwise) without its regular expression, which wants a line break and one space before a header: headers
+may be indented by anything, end lines in CRLF, and, in capitals, stand in the middle of a line.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mc_core.engine.config import StrictModel
+from mc_medical.data.report_words import (
+    ABBREVIATIONS,
+    ADVICE,
+    BLANKS,
+    COMPARISON,
+    DATES,
+    LIST_NUMBER,
+    NOT_CONTENT,
+    SYNONYMS,
+)
+
+_CAPITALS = re.compile(r"(?m)(?:^[ \t]*|(?<=[.;:])[ \t]+)([A-Z][A-Z0-9 /&,()'-]{1,60}?)[ \t]*:")
+_ALONE = re.compile(r"(?m)^[ \t]*([A-Z][A-Z /&-]{2,40})[ \t]*$")
+_SIDE_WORDS = ("left", "right"), ("lll", "rll"), ("lul", "rul"), ("leftward", "rightward"), ("lt", "rt")
+_SIDES = {a: b for pair in _SIDE_WORDS for a, b in (pair, pair[::-1])}
+_SIDE = re.compile(r"\b(?:" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
 
 
 class ReportOptions(StrictModel):
@@ -26,7 +44,7 @@ class ReportOptions(StrictModel):
 
     section: Literal["impression-first", "findings-first", "all", "whole"] = "impression-first"
     """`impression-first`: the impression, else the findings, else the last paragraph; `findings-first`: the findings first;
-    `all`: findings and impression; `whole`: the text as it is, without its headers' words."""
+    `all`: findings and impression; `whole`: everything but the headers. A text without any header is taken whole."""
     sentence_share: float = Field(default=0.5, ge=0, le=1)
     """How often a draw is one random sentence instead of the whole text (our choice; MedCLIP and GLoRIA draw one sentence)."""
     drop_recommendations: bool = True
@@ -36,61 +54,178 @@ class ReportOptions(StrictModel):
     headers: Mapping[str, str] = Field(default_factory=dict)
     """More headers of sections, for other languages: `BEFUND: findings`, `BEURTEILUNG: impression`."""
 
+    @field_validator("headers")
+    @classmethod
+    def _plain_headers(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        if any(not header.strip() or not section.strip() for header, section in value.items()):
+            raise ValueError("a header and its section need a name each, such as BEFUND: findings")
+        return {_header(header): section.strip().lower() for header, section in value.items()}
+
 
 def sections(text: str, headers: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The sections of a report by their common names, in order.
+    """The sections of a report by their common names, in order; what is before the first header is ``preamble``.
 
-    >>> sections("FINDINGS: Clear lungs.\\nIMPRESSION: Normal.")
+    Known headers may be written in any case; unknown ones count when in capitals with a colon, and keep their name in lower
+    case. A section that occurs twice is joined.
+
+    Args:
+        text: of the report.
+        headers: more of them, name → section.
+
+    >>> sections("FINDINGS: Clear lungs.\\r\\n\\r\\n   Conclusion: Normal.")
     {'findings': 'Clear lungs.', 'impression': 'Normal.'}
     """
     found: dict[str, str] = {}
-    for part in re.split(r"(?m)^\s*(?=[A-Z][A-Z /]+:)", text):
-        header, colon, body = part.partition(":")
-        if colon and body.strip():
-            found[header.strip().lower()] = " ".join(body.split())
+    for name, body in _parts(text, headers or {}):
+        body = " ".join(body.split())
+        if body:
+            found[name] = f"{found[name]} {body}" if name in found else body
     return found
 
 
 def report_text(text: str, options: ReportOptions = ReportOptions()) -> str:  # noqa: B008 - frozen
-    """What of a report is trained on, cleaned; empty where nothing is left."""
-    if options.section == "whole":
-        return clean(text)
+    """What of a report is trained on, cleaned; empty where nothing is left.
+
+    >>> report_text("INDICATION: Cough.\\n\\nFINDINGS: Clear.\\n\\nIMPRESSION: 1. No pneumonia. 2. Recommend CT.")
+    'No pneumonia.'
+    """
     found = sections(text, options.headers)
+    if options.section == "whole":
+        return _filtered(" ".join(found.values()), options)
+    if set(found) <= {"preamble"}:
+        return _filtered(text, options)
+    if options.section == "all":
+        both = _filtered(" ".join(found[name] for name in ("findings", "impression") if name in found), options)
+        if both:
+            return both
     order = ("findings", "impression") if options.section == "findings-first" else ("impression", "findings")
-    return clean(next((found[name] for name in order if name in found), text))
+    for name in (*order, "wet read"):
+        shown = _filtered(found.get(name, ""), options)
+        if shown:
+            return shown
+    return _filtered(_last_paragraph(text, options.headers), options)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a cleaned text.
+    """The sentences of a cleaned text. Abbreviations and numbers end none; what has no word of three letters is left out.
 
-    >>> sentences("Clear lungs. No effusion.")
-    ['Clear lungs.', 'No effusion.']
+    >>> sentences("Seen by Dr. Smith. Nodule of 2.5 cm vs. scar? No effusion.")
+    ['Seen by Dr. Smith.', 'Nodule of 2.5 cm vs. scar?', 'No effusion.']
     """
-    return [part for part in re.split(r"(?<=[.!?])\s+", text) if part]
+    found, start = [], 0
+    for gap in re.finditer(r"(?<=[.!?])\s+", text):
+        word = text[start : gap.start()].rsplit(None, 1)[-1].lower()
+        if word in ABBREVIATIONS or re.fullmatch(r"[a-z]\.", word):
+            continue
+        found.append(text[start : gap.start()])
+        start = gap.end()
+    found.append(text[start:])
+    return [part for part in found if re.search(r"[^\W\d_]{3}", part)]
 
 
 def clean(text: str) -> str:
-    """Without de-identification blanks, list numbers and dates, in single spaces."""
-    return " ".join(re.sub(r"_{2,}", " ", text).split())
+    """Without de-identification blanks, list numbers, dates and times, in single spaces.
+
+    >>> clean("1. Compared to ___ [**2101-3-4**], no change at 10:30 AM.\\n 2.  XXXX seen on 3/14/2019.")
+    'Compared to, no change at. seen on.'
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = BLANKS.sub(" ", text)
+    text = DATES.sub(" ", text)
+    text = LIST_NUMBER.sub(" ", text)
+    text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
+    text = " ".join(text.split())
+    text = re.sub(r"\s+([.,;:!?])", r"\1", text)
+    text = re.sub(r"([.,;:!?])(?:\s*\1)+", r"\1", text)
+    return re.sub(r"^[\s.,;:!?-]+", "", text).strip()
 
 
 def text_key(text: str) -> int:
     """A 63-bit hash of a text, the same for texts that differ in case, punctuation and white space alone.
 
-    >>> text_key("No acute process.") == text_key("no acute  process")
-    True
+    >>> (
+    ...     text_key("No acute process.") == text_key("no acute  process"),
+    ...     text_key("Effusion.") == text_key("No effusion."),
+    ... )
+    (True, False)
     """
-    plain = " ".join(re.findall(r"\w+", text.lower()))
+    plain = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
     return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big") >> 1
 
 
-_SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
-
-
 def swap_sides(text: str) -> str:
-    """Left and right exchanged, for a mirrored image.
+    """Left and right exchanged, for a mirrored image; RLL and LLL, RUL and LUL too.
 
-    >>> swap_sides("Left effusion, right lung clear.")
-    'Right effusion, left lung clear.'
+    >>> swap_sides("Left-sided effusion, RLL clear; RIGHT apex.")
+    'Right-sided effusion, LLL clear; LEFT apex.'
     """
-    return re.sub(r"\b(?:left|right)\b", lambda found: _SIDES.get(found[0], found[0]), text, flags=re.IGNORECASE)
+
+    def other(found: re.Match[str]) -> str:
+        word = _SIDES[found[0].lower()]
+        return word.upper() if found[0].isupper() else word.capitalize() if found[0][0].isupper() else word
+
+    return _SIDE.sub(other, text)
+
+
+def _parts(text: str, headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(section, body) in order."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    marks: dict[int, tuple[int, str]] = {}
+    for found in _known(tuple(sorted(headers.items()))).finditer(text):
+        marks[found.start(1)] = found.end(), _section(found[1], headers)
+    for pattern in (_CAPITALS, _ALONE):
+        for found in pattern.finditer(text):
+            if pattern is _CAPITALS or _header(found[1]) in SYNONYMS or _header(found[1]) in headers:
+                marks.setdefault(found.start(1), (found.end(), _section(found[1], headers)))
+    name, start = "preamble", 0
+    for place in sorted(marks):
+        if place < start:
+            continue  # within a longer header
+        yield name, text[start:place]
+        start, name = marks[place]
+    yield name, text[start:]
+
+
+@functools.lru_cache(maxsize=8)
+def _known(headers: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
+    """Known headers in any case at the beginning of a line, with a colon."""
+    names = sorted({*SYNONYMS, *(name for name, _ in headers)}, key=len, reverse=True)
+    return re.compile(rf"(?mi)^[ \t]*({'|'.join(map(re.escape, names))})[ \t]*:")
+
+
+def _section(header: str, headers: Mapping[str, str]) -> str:
+    plain = _header(header)
+    if plain in headers:
+        return headers[plain]
+    if plain in SYNONYMS:
+        return SYNONYMS[plain]
+    # "CHEST, PA AND LATERAL VIEWS:" begins what is seen on them
+    return "findings" if re.search(r"\b(?:views?|chest|radiographs?|portable)\b", plain) else plain
+
+
+def _header(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _last_paragraph(text: str, headers: Mapping[str, str]) -> str:
+    """The last paragraph that is not the body of a header such as INDICATION."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    for paragraph in reversed(re.split(r"\n[ \t]*\n", text)):
+        parts = [(name, body) for name, body in _parts(paragraph, headers) if body.strip()]
+        kept = " ".join(body for name, body in parts if name not in NOT_CONTENT)
+        if kept.strip() and _header(kept) not in NOT_CONTENT:
+            return kept
+    return ""
+
+
+def _filtered(text: str, options: ReportOptions) -> str:
+    text = clean(text)
+    if options.drop_recommendations or options.drop_comparisons:
+        kept = [
+            one
+            for one in sentences(text)
+            if not (options.drop_recommendations and ADVICE.search(one))
+            and not (options.drop_comparisons and COMPARISON.search(one))
+        ]
+        text = " ".join(kept)
+    return text if re.search(r"[^\W\d_]{3}", text) else ""

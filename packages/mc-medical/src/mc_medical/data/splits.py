@@ -14,7 +14,7 @@ from mc_core.errors import DataError
 from mc_medical.data.image_config import SplitOptions
 
 if TYPE_CHECKING:
-    from mc_medical.data.studies import Studies
+    from mc_medical.data.cohort import Studies
 
 SPLITS = ("train", "validation", "test")
 
