@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from mc_core.accumulation import cache_gradients, first_pass, replay
+from mc_core.accumulation import CachedGradients, cache_gradients, encode_step, first_pass, replay
 from mc_core.engine import Progress
 from mc_core.losses import decoupled_info_nce
 
@@ -73,3 +73,35 @@ def test_the_first_pass_leaves_batch_statistics_alone():
         assert torch.equal(value, before[name]), name
     net(torch.randn(16, 3))
     assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+
+
+def test_what_is_shared_is_pulled_once():
+    """A learned temperature belongs to no micro-batch: over all of them it gets its gradient one time."""
+    scale = torch.tensor(2.0, requires_grad=True)
+    z = torch.ones(2, 1, requires_grad=True)
+    cached = CachedGradients(torch.tensor(5.0), [(torch.full((1, 1), 3.0),)] * 2, shared=(torch.tensor(0.7),))
+    for micro in range(2):
+        value = cached.surrogate(micro, (z[micro : micro + 1],), (scale,))
+        assert value.item() == 5.0
+        (value / 2).backward()
+    assert z.grad.flatten().tolist() == [3.0, 3.0]
+    assert scale.grad.item() == pytest.approx(0.7)
+
+
+def test_the_rows_of_a_step_are_constants_in_the_order_of_its_micro_batches():
+    net = nn.Linear(2, 3)
+    x = torch.randn(7, 2)
+    asked = []
+
+    class Parts(list):
+        def __getitem__(self, index):
+            asked.append(index)
+            return super().__getitem__(index)
+
+    rows = encode_step(Parts([{"x": part} for part in x.split(3)]), lambda batch: (net(batch["x"]), batch["x"][:, 0]))
+    assert asked == [0, 1, 2]
+    assert len(rows) == 7
+    assert not rows.values[0].requires_grad
+    torch.testing.assert_close(rows.values[0], net(x).detach())
+    assert torch.equal(rows.part(1, 2), x[6:, 0])
+    assert [rows.rows(i) for i in range(3)] == [slice(0, 3), slice(3, 6), slice(6, 7)]

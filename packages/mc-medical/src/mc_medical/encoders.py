@@ -44,7 +44,7 @@ class ImageEncoder(nn.Module):
 
     >>> encoder = ImageEncoder(ImageEncoderConfig(image_size=32, width=8))
     >>> encoder(torch.rand(2, 1, 32, 32)).shape, encoder.positions(torch.rand(2, 1, 32, 32)).shape
-    (torch.Size([2, 32]), torch.Size([2, 4, 4, 32]))
+    (torch.Size([2, 32]), torch.Size([2, 2, 2, 32]))
     """
 
     def __init__(self, config: ImageEncoderConfig, *, load_pretrained: bool = True) -> None:
@@ -121,22 +121,21 @@ def _timm_model(config: ImageEncoderConfig, load_pretrained: bool) -> Any:
             ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:3]) or "convnext_tiny, vit_small_patch16_224"
         )
         raise ConfigError(f"timm has no model '{config.name}'; did you mean {close}?")
-    for attempt in ({"img_size": config.image_size}, {}):  # only some families must be told the size
-        try:
-            model = timm.create_model(config.name, pretrained=bool(weights), **given, **attempt)
+    try:
+        try:  # only some families must be told the size
+            model = timm.create_model(config.name, pretrained=bool(weights), img_size=config.image_size, **given)
         except TypeError as error:
-            if "img_size" in attempt and "img_size" in str(error):
-                continue
-            if "drop_path_rate" in str(error):
-                raise ConfigError(f"'{config.name}' takes no drop_path: set image.drop_path to 0") from error
-            raise ConfigError(f"'{config.name}' cannot be built: {error}") from error
-        except (OSError, RuntimeError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ConfigError(
-                f"the published weights of '{config.name}' cannot be had ({reason}): give a file of weights in "
-                "image.pretrained, or false to start from random ones"
-            ) from error
-        break
+            if "img_size" not in str(error):
+                raise
+            model = timm.create_model(config.name, pretrained=bool(weights), **given)
+    except TypeError as error:
+        raise ConfigError(f"'{config.name}' cannot be built: {error}; is image.drop_path 0?") from error
+    except (OSError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"the published weights of '{config.name}' cannot be had ({reason}): give a file of weights in image.pretrained, or "
+            "false to start from random ones"
+        ) from error
     norms = sum(isinstance(part, _BatchNorm) for part in model.modules())
     if norms and config.batch_norm == "refuse":
         raise ConfigError(batch_norm_message(config.name, norms))
@@ -158,7 +157,7 @@ class SmallResNet(nn.Module):
     Left and right look alike, and a mean over positions forgets where something was. So coordinates are added to the image, and
     the last features are scaled and shifted by functions of their position before the mean.
 
-    Shapes: (B, 1, S, S) → map (B, D, h, w) → (B, D), with h = w = S / 2^(stages + 1 − 1) and D = width · 2^(stages − 1).
+    Shapes: (B, 1, S, S) → map (B, D, h, w) → (B, D), with h = w = S / 2^(stages + 1), D = width · 2^(stages − 1).
     """
 
     def __init__(self, config: ImageEncoderConfig) -> None:
@@ -242,8 +241,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextEncoderConfig, *, load_pretrained: bool = True) -> None:
         super().__init__()
-        self.transformer: Any = build_transformer(config, load_pretrained=load_pretrained)
-        described = self.transformer.config
+        self.transformer = build_transformer(config, load_pretrained=load_pretrained)
+        described: Any = self.transformer.config
         if config.name is not None:
             config = config.model_copy(update={"architecture": described.to_dict()})
         self.config = config

@@ -161,15 +161,13 @@ class MSD(Method):
         own = encode_step(micro_batches, encode)
         *rows, studies, texts = own.values
         held = [self._queue(name) for name in ("image", "text")] if self.queues else []
-        gathered = tuple(gather_rows(part) for part in rows)
-        teacher_keys = (gathered[-2], gathered[-1])
-        if held:
-            teacher_keys = tuple(torch.cat([k, q.features]) for k, q in zip(teacher_keys, held, strict=True))
+        gathered = [gather_rows(part) for part in rows[-2:]]
         ids = [gather_rows(studies), gather_rows(texts)]
         if held:
+            gathered = [torch.cat([k, q.features]) for k, q in zip(gathered, held, strict=True)]
             ids = [torch.cat([i, _ids(q)]) for i, q in zip(ids, held, strict=True)]
         alpha = self.config.alpha_at(progress.step / max(progress.steps_per_epoch, 1))
-        step = StepKeys(own, teacher_keys, (ids[0], ids[1]), alpha, len(micro_batches))
+        step = StepKeys(own, (gathered[0], gathered[1]), (ids[0], ids[1]), alpha, len(micro_batches))
         return step if keys == "ema" else self._cached(step)
 
     def _cached(self, step: StepKeys) -> StepKeys:
