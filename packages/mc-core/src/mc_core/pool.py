@@ -31,7 +31,6 @@ def map_items(
     *,
     processes: int = 1,
     chunk: int = CHUNK,
-    fewest: int = FEWEST,
 ) -> Iterator[Result]:
     """``function`` of each item, in order. What is waiting to be read stays small however many items there are.
 
@@ -41,7 +40,6 @@ def map_items(
         processes: 1 works here; 0 takes all processors where there are enough items. As always with processes that Python
             spawns, a script that asks for more than one must guard its main part by ``if __name__ == "__main__":``.
         chunk: items handed over at once.
-        fewest: items for which ``processes=0`` starts any.
 
     Raises:
         RunError: a process was killed, most often for memory.
@@ -51,8 +49,8 @@ def map_items(
     """
     source = iter(items)
     if processes == 0:
-        first = list(islice(source, fewest))
-        processes = available_processes() if len(first) == fewest else 1
+        first = list(islice(source, FEWEST))
+        processes = available_processes() if len(first) == FEWEST else 1
         source = _chained(first, source)
     if processes <= 1:
         yield from map(function, source)

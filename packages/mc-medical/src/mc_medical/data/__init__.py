@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mc_medical.data.pixels import PixelStore
     from mc_medical.data.radiograph import Radiograph, read_radiograph, square
     from mc_medical.data.reports import ReportOptions, clean, report_text, sections, sentences, text_key
-    from mc_medical.data.splits import check_splits, split_by_patient
+    from mc_medical.data.splits import check_splits, cross_split_duplicates, split_by_patient
     from mc_medical.data.studies import open_studies
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "check_splits",
     "clean",
     "contact_sheet",
+    "cross_split_duplicates",
     "inspect_image",
     "inspection_figure",
     "open_studies",
@@ -59,7 +60,7 @@ __getattr__, __dir__ = attach(
         "pixels": ["PixelStore"],
         "radiograph": ["Radiograph", "read_radiograph", "square"],
         "reports": ["ReportOptions", "clean", "report_text", "sections", "sentences", "text_key"],
-        "splits": ["check_splits", "split_by_patient"],
+        "splits": ["check_splits", "cross_split_duplicates", "split_by_patient"],
         "cohort": ["Studies"],
     },
 )

@@ -6,7 +6,9 @@ Legend: N studies' images, P patients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +17,31 @@ from mc_medical.data.image_config import SplitOptions
 
 if TYPE_CHECKING:
     from mc_medical.data.cohort import Studies
+    from mc_medical.data.pixels import PixelStore
 
 SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What is in several splits although its patients are not.
+
+    Attributes:
+        texts: different reports that are.
+        text_images: images with such a report, by split. Stock sentences such as "no acute process" repeat rightly; many long
+            ones that repeat hint at patients with two ids.
+        images: different pictures that are, which no two patients share: the same image under two ids.
+        image_rows: (R,) int64, positions of these.
+    """
+
+    texts: int
+    text_images: dict[str, int]
+    images: int = 0
+    image_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def describe(self) -> dict[str, Any]:
+        """For a report."""
+        return {"texts": self.texts, "images_with_them": self.text_images, "pictures": self.images}
 
 
 def split_by_patient(
@@ -77,5 +102,42 @@ def check_splits(studies: Studies) -> None:
         pairs = " and ".join(splits[table[crossing].any(0)].tolist())
         raise DataError(
             f"{int(crossing.sum())} of {len(people)} patients are in several splits ({pairs}; {len(rows)} images, the "
-            f"first in row {studies.rows[rows[0]]}): give each patient one split, or leave the column out to divide anew"
+            f"first in {studies.unit} {studies.rows[rows[0]]}): give each patient one split, or leave the column out to divide anew"
         )
+
+
+def cross_split_duplicates(studies: Studies, pixels: np.ndarray | PixelStore | None = None) -> Duplicates:
+    """Reports, and pictures where given, that are in more than one split.
+
+    Args:
+        studies: N images with splits.
+        pixels: their squares, row for row: (N, S, S) uint8, or a store. Unreadable ones, all black, are left out.
+    """
+    splits = np.unique(studies.splits, return_inverse=True)
+    with_text = np.array([bool(text) for text in studies.reports])
+    rows = np.flatnonzero(with_text)[_crossing(studies.text_ids[with_text], splits[1][with_text])]
+    found, counts = np.unique(studies.splits[rows], return_counts=True)
+    texts = len(np.unique(studies.text_ids[rows])), dict(zip(found.tolist(), counts.tolist(), strict=True))
+    if pixels is None:
+        return Duplicates(*texts)
+    keys = np.array([_picture_key(pixels, i) for i in range(len(studies))], dtype=np.int64)
+    seen = np.flatnonzero(keys >= 0)
+    image_rows = seen[_crossing(keys[seen], splits[1][seen])]
+    return Duplicates(*texts, len(np.unique(keys[image_rows])), image_rows)
+
+
+def _crossing(keys: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a row's key occurs under several codes."""
+    _, group = np.unique(keys, return_inverse=True)
+    lowest = np.full(group.max(initial=-1) + 1, np.iinfo(np.int64).max)
+    highest = np.full_like(lowest, -1)
+    np.minimum.at(lowest, group, codes)
+    np.maximum.at(highest, group, codes)
+    return (lowest < highest)[group]
+
+
+def _picture_key(pixels: np.ndarray | PixelStore, i: int) -> int:
+    picture = pixels[i] if isinstance(pixels, np.ndarray) else pixels.rows(np.array([i]))[0]
+    if not picture.any():
+        return -1
+    return int.from_bytes(blake2b(picture.tobytes(), digest_size=8).digest(), "big") >> 1
