@@ -201,8 +201,8 @@ _MENTIONS: dict[str, str] = {
 _NORMAL = r"within normal limits|\bnormal\b|\bunremarkable\b|\bclear\b|\bnot enlarged\b"
 _NEGATIVE = r"\bno\b|\bnot\b|\bwithout\b|\bfree of\b|\bnegative for\b|\bresolved\b|\babsen\w+"
 _UNSURE = (
-    r"\bpossib\w+|\bmay\b|\bmight\b|\bcould\b|cannot be (excluded|ruled out)|\bquestion\w*|\bprobabl\w+|(?<!\bno )\bsuspicious\b|\bconcern\w*"
-    r"|\bsuggest\w*|\bversus\b|\bvs\b|upper limits of normal|top.normal|difficult to assess"
+    r"\bpossib\w+|\bmay\b|\bmight\b|\bcould\b|cannot be (excluded|ruled out)|\bquestion\w*|\bprobabl\w+|\bconcern\w*"
+    r"|(?<!\bno )\bsuspicious\b|\bsuggest\w*|\bversus\b|\bvs\b|upper limits of normal|top.normal|difficult to assess"
 )
 _COMPILED = {name: re.compile(pattern) for name, pattern in _MENTIONS.items()}
 _NORMAL_WORDS, _NEGATIVE_WORDS, _UNSURE_WORDS = (re.compile(pattern) for pattern in (_NORMAL, _NEGATIVE, _UNSURE))

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from mc_core.lazy import attach
 
 if TYPE_CHECKING:
-    from mc_medical.phantom.findings import COMPETITION, Finding
+    from mc_medical.phantom.findings import Finding
     from mc_medical.phantom.generator import PhantomFiles, PhantomImage, phantom_patient, write_phantoms
     from mc_medical.phantom.reports import Report, write_report
 
 __all__ = [
-    "COMPETITION",
     "Finding",
     "PhantomFiles",
     "PhantomImage",
@@ -26,7 +25,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "findings": ["COMPETITION", "Finding"],
+        "findings": ["Finding"],
         "generator": ["PhantomFiles", "PhantomImage", "phantom_patient", "write_phantoms"],
         "reports": ["Report", "write_report"],
     },

@@ -159,7 +159,7 @@ class Chest:
         self.dome = [y + exposure.breath for y in person.dome]
         self.lung: dict[str, np.ndarray] = {}
         self.air: dict[str, np.ndarray] = {}
-        self.marks: dict[str, np.ndarray | float] = {side: 1.0 for side in SIDES}
+        self.marks: dict[str, np.ndarray | float] = dict.fromkeys(SIDES, 1.0)
         self.extra = np.zeros((size, size), dtype=np.float32)
 
     def across(self, side: str) -> np.ndarray:

@@ -67,15 +67,15 @@ def dicom_bytes(pixels: np.ndarray, stored: Stored, *, patient: str, study: str,
         view: ``PA`` or ``AP``.
     """
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom.uid import UID, ExplicitVRLittleEndian
 
-    sop = _DX if stored.modality == "DX" else _CR
+    sop = UID(_DX if stored.modality == "DX" else _CR)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop
-    meta.MediaStorageSOPInstanceUID = _uid(study, f"image {instance}")
+    meta.MediaStorageSOPInstanceUID = UID(_uid(study, f"image {instance}"))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = _uid("mc-medical phantom")
-    data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    meta.ImplementationClassUID = UID(_uid("mc-medical phantom"))
+    data = FileDataset(io.BytesIO(), {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = sop, meta.MediaStorageSOPInstanceUID
     data.StudyInstanceUID, data.SeriesInstanceUID = _uid(study), _uid(study, "series")
     data.PatientID, data.PatientName = patient, f"Phantom^{patient}"

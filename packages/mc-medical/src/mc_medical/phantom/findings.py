@@ -48,10 +48,6 @@ class Finding:
         return tuple(SIDES) if self.side == "both" else ((self.side,) if self.side else ())
 
 
-COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-"""The five findings of the CheXpert competition, which zero-shot tests tell apart."""
-
-
 def draw_finding(name: str, rng: np.random.Generator) -> Finding:
     """A finding of that name, its place and severity drawn."""
     severity = int(rng.choice(3, p=(0.35, 0.40, 0.25))) + 1

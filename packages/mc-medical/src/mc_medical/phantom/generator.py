@@ -20,10 +20,10 @@ import numpy as np
 from mc_core.errors import ConfigError
 from mc_core.files import write_atomic
 from mc_core.random import derive_seed
-from mc_medical.labels import OBSERVATIONS
+from mc_medical.labels import COMPETITION, OBSERVATIONS
 from mc_medical.phantom.anatomy import Chest, draw_exposure, draw_person, older
 from mc_medical.phantom.files import Stored, dicom_bytes, png_bytes
-from mc_medical.phantom.findings import COMPETITION, Finding, draw_finding, paint, prepare
+from mc_medical.phantom.findings import Finding, draw_finding, paint, prepare
 from mc_medical.phantom.reports import Report, write_report
 
 _STREAM = 0xC4E57
@@ -189,7 +189,7 @@ def _draw_findings(rng: np.random.Generator) -> list[Finding]:
 
 
 def _box(change: np.ndarray) -> tuple[int, int, int, int] | None:
-    rows, columns = ((change > 0.3).any(axis=axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (np.flatnonzero((change > 0.3).any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
