@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mc_core.errors import BadSampleError
-from mc_medical.data.dicom_luts import Table, modality_table, voi_table
+from mc_medical.data.dicom_luts import modality_table, voi_table
 from mc_medical.data.image_config import ImageOptions
 from mc_medical.data.radiograph import Radiograph, Record, view_name
 
@@ -59,45 +59,42 @@ def read_dicom(data: bytes, options: ImageOptions, name: str, record: Record | N
         dataset = _parse(data, name)
         notes = _refuse(dataset, options, name)
         stored = _stored(dataset, name)
-        bits, signed = stored.bits, stored.signed
-        low = -(1 << (bits - 1)) if signed else 0
+        codes, bits = stored.codes, stored.bits
+        low = -(1 << (bits - 1)) if stored.signed else 0
         values_V = np.arange(low, low + (1 << bits), dtype=np.float64)
-        codes = stored.codes
         counts_V = np.bincount(codes.reshape(-1), minlength=len(values_V))
         padding_V = _padding(dataset, values_V, stored)
+        padded = int(counts_V[padding_V].sum())
         counts_V[padding_V] = 0
         if not counts_V.any():
             raise BadSampleError(name, "every pixel is padding: an empty picture")
         if np.count_nonzero(counts_V) == 1:
             raise BadSampleError(name, "every pixel has the same value: an empty picture")
-        if record is not None:
-            pad = f", {int(padding_V[codes].sum())} pixels of padding" if padding_V.any() else ""
-            record("stored values", values_V[codes], values_V[0], values_V[-1], f"{bits} bits{pad}")
+
+        def show(step: str, shown_V: np.ndarray, low: float, high: float, note: str) -> None:
+            if record is not None:
+                record(step, shown_V[codes], low, high, note)
+
+        show("stored values", values_V, values_V[0], values_V[-1], f"{bits} bits{', signed' * stored.signed}")
         modality = modality_table(dataset, values_V, name)
-        if record is not None:
-            record("modality", modality.values[codes], modality.low, modality.high, modality.note)
+        show("modality", modality.values, modality.low, modality.high, modality.note)
         voi = voi_table(dataset, modality, counts_V, options, name)
         grey_V = voi.values
-        if record is not None:
-            record("window", grey_V[codes], 0.0, 1.0, voi.note)
-        notes += [*stored.notes, *modality.warnings, *voi.warnings]
+        show("window", grey_V, voi.low, voi.high, voi.note)
         if dataset.PhotometricInterpretation == "MONOCHROME1":
             grey_V = 1.0 - grey_V
-            if record is not None:
-                record("inverted", grey_V[codes], 0.0, 1.0, "MONOCHROME1: low values are bright")
-        grey_V = np.where(padding_V, 0.0, grey_V)
-        notes += _contrast(grey_V, counts_V)
-        pixels = grey_V.astype(np.float32)[codes]
-        if record is not None:
-            record("result", pixels, 0.0, 1.0, "grey values from 0 to 1")
+            show("inverted", grey_V, 0.0, 1.0, "MONOCHROME1: low values are bright")
+        if padded:
+            grey_V = np.where(padding_V, 0.0, grey_V)
+            show("padding", grey_V, 0.0, 1.0, f"{padded} pixels of padding are black")
         return Radiograph(
-            pixels,
+            grey_V.astype(np.float32)[codes],
             view=_view(dataset),
             laterality=str(dataset.get("ImageLaterality") or dataset.get("Laterality") or "").strip()[:1].upper(),
-            modality=str(dataset.get("Modality", "")),
+            modality=_word(dataset.get("Modality")),
             bits=bits,
             header=_header(dataset),
-            notes=tuple(notes),
+            notes=(*notes, *stored.notes, *modality.warnings, *voi.warnings, *_contrast(grey_V, counts_V)),
         )
 
 
@@ -203,7 +200,8 @@ def _stored(dataset: Dataset, name: str) -> _Stored:
     if not decoder.is_available:
         raise BadSampleError(name, f"{uid.name} needs a package to decode: {_package(uid.name)}")
     try:
-        array, _ = decoder.as_array(dataset, raw=True)
+        # pydicom would clear the unused bits as if the stored ones always began at the lowest
+        array, _ = decoder.as_array(dataset, raw=True, correct_unused_bits=False)
     except Exception as error:  # decoders of damaged data may raise anything
         if uid.name.startswith("JPEG Extended") and bits > 8:
             raise BadSampleError(name, f"{uid.name} needs a package to decode: {_package(uid.name)}") from None
@@ -215,7 +213,7 @@ def _stored(dataset: Dataset, name: str) -> _Stored:
 
 def _codes(array: np.ndarray, bits: int, high: int, signed: bool) -> _Stored:
     """Keep the bits stored; older files hold overlays in the others (PS3.5 8.1.1)."""
-    raw = array.view(f"u{array.dtype.itemsize}")
+    raw = array.astype(array.dtype.newbyteorder("="), copy=False).view(f"u{array.dtype.itemsize}")
     shift, mask = high + 1 - bits, (1 << bits) - 1
     codes = (raw >> shift) & mask if shift or bits < 8 * raw.dtype.itemsize else raw
     foreign = raw >> (high + 1) if high + 1 < 8 * raw.dtype.itemsize else np.zeros(1, raw.dtype)
@@ -280,6 +278,3 @@ def _word(value: Any) -> str:
 
 def _package(syntax: str) -> str:
     return next(package for start, package in _PACKAGES.items() if syntax.startswith(start))
-
-
-__all__ = ["Table", "read_dicom"]

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 from mc_core.errors import BadSampleError
+from mc_medical.data.dicom_luts import PERCENTILES
 from mc_medical.data.image_config import ImageOptions
 from mc_medical.data.radiograph import Radiograph, Record
 
@@ -41,21 +42,20 @@ def read_picture(data: bytes, options: ImageOptions, name: str, record: Record |
         raise
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         raise BadSampleError(name, "damaged or cut off: the picture cannot be decoded") from None
-    top = float((1 << bits) - 1)
-    low, high = 0.0, top
-    if record is not None:
-        record("stored values", values, 0.0, top, f"{kind}, {bits} bits")
-    if options.voi == "percentile" or (options.voi == "auto" and bits > 8):
-        low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
-        if low >= high:
-            low, high = float(values.min()), float(values.max())
-        if record is not None:
-            record("window", values, low, high, "0.5th to 99.5th percentile")
     if values.min() == values.max():
         raise BadSampleError(name, f"every pixel has the value {values.min():g}: an empty picture")
+    low, high = 0.0, float((1 << bits) - 1)
+    if record is not None:
+        record("stored values", values, low, high, f"{kind}, {bits} bits")
+    note = "the whole range"
+    if options.voi == "percentile" or (options.voi == "auto" and bits > 8):
+        low, high = (float(v) for v in np.percentile(values, PERCENTILES))
+        if low >= high:
+            low, high = float(values.min()), float(values.max())
+        note = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g}: {low:g} to {high:g}"
     pixels = np.clip((values.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
     if record is not None:
-        record("result", pixels, 0.0, 1.0, "grey values from 0 to 1")
+        record("window", pixels, 0.0, 1.0, note)
     header: dict[str, str | float | int] = {"Format": kind, "BitsStored": bits, "Rows": image.height}
     return Radiograph(pixels, bits=bits, header={**header, "Columns": image.width}, notes=tuple(notes))
 

@@ -30,6 +30,7 @@ _VIEWS = {
     ),
     **dict.fromkeys(("frontal", "front"), "frontal"),
 }
+_BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # group of the first element, where older files have no preamble
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
 
 
@@ -92,7 +93,7 @@ def read_radiograph(
             ) from None
     if not data:
         raise BadSampleError(name, "the file is empty")
-    if data[128:132] == b"DICM" or data[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00"):
+    if data[128:132] == b"DICM" or data[:2] in _BARE_DICOM:
         from mc_medical.data.dicom import read_dicom
 
         return read_dicom(data, options, name, record)
