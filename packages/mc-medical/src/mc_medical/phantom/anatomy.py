@@ -131,7 +131,7 @@ def clouds(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     coarse = Image.fromarray(rng.standard_normal((cells + 2, cells + 2)).astype(np.float32))
     inner = (1.0, 1.0, cells + 1.0, cells + 1.0)
     found = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC, box=inner))
-    return found / np.float32(0.72)
+    return found / np.float32(0.81)
 
 
 class Chest:
@@ -201,7 +201,7 @@ class Chest:
         x = self.x + 0.10 * (self.y - np.float32(centre))
         half = np.where(x < 0, np.float32(right), np.float32(left))
         tall = 0.33 + 0.35 * grown
-        apex_drop = 0.10 * np.clip(x, 0, 1)
+        apex_drop = 0.26 * np.clip(x, 0, 1)
         ventricles = 1 - np.abs(x / half) ** 2.3 - np.abs((self.y - centre - apex_drop) / np.float32(tall)) ** 2.3
         body = step(ventricles * 0.35, 0.022)
         top = np.float32(self.person.apex - 0.05)

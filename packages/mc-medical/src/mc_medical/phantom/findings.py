@@ -100,8 +100,8 @@ def _fill(chest: Chest, side: str, mask: np.ndarray, strength: float, bronchogra
 
 def _effusion(chest: Chest, finding: Finding) -> np.ndarray:
     seen = np.zeros_like(chest.extra)
-    for number, side in enumerate(finding.sides):
-        severity = finding.severity if number == 0 else max(1, finding.severity - int(chest.rng.integers(2)))
+    severity = finding.severity
+    for side in finding.sides:
         dome = chest.dome[0 if side == "right" else 1]
         level = dome + (0.09, -0.12, -0.42)[severity - 1] + chest.rng.uniform(-0.04, 0.04)
         if not finding.certain:
@@ -177,8 +177,8 @@ def _atelectasis(chest: Chest, finding: Finding) -> np.ndarray:
             u0, half = rng.uniform(0.36, 0.46), rng.uniform(0.12, 0.20)
             tilt = rng.uniform(-0.30, 0.30)
             across = np.abs(chest.y - y0 - np.float32(tilt) * (u - u0))
-            mask = step(rng.uniform(0.013, 0.020) - across, 0.006) * step(np.float32(half) - np.abs(u - u0), 0.03)
-            seen = np.maximum(seen, _fill(chest, side, mask, 0.55 if finding.certain else 0.28))
+            mask = step(rng.uniform(0.015, 0.023) - across, 0.006) * step(np.float32(half) - np.abs(u - u0), 0.03)
+            seen = np.maximum(seen, _fill(chest, side, mask, 0.62 if finding.certain else 0.32))
     return seen
 
 
@@ -217,8 +217,8 @@ def _device(chest: Chest, finding: Finding) -> np.ndarray:
 
     if finding.kind == "pacemaker":
         x, y = rng.uniform(0.48, 0.56), rng.uniform(-0.52, -0.44)
-        corner, other = (chest.pixels(x + dx, y + dy) * 2 for dx, dy in ((-0.075, -0.06), (0.075, 0.06)))
-        pen.rounded_rectangle([*corner, *other], radius=fine * 0.03, fill=190)
+        corner, other = (chest.pixels(x + dx, y + dy) * 2 for dx, dy in ((-0.085, -0.065), (0.085, 0.065)))
+        pen.rounded_rectangle([*corner, *other], radius=fine * 0.008, fill=190)
         tip = rng.uniform(0.16, 0.26)
         path([(x - 0.06, y), (0.25, -0.60), (0.02, -0.52), (-0.08, -0.25), (-0.07, 0.10), (tip, 0.27)], 0.006, 150)
     elif finding.kind == "tube":

@@ -9,10 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +116,12 @@ def phantom_patient(patient: int, *, size: int = 128, seed: int = 0) -> list[Pha
 
 
 def write_phantoms(
-    folder: str | os.PathLike[str], *, patients: int = 540, size: int = 128, seed: int = 0, workers: int | None = None
+    folder: str | os.PathLike[str],
+    *,
+    patients: int = 540,
+    size: int = 128,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PhantomFiles:
     """Write phantom studies: about 2.2 images a patient.
 
@@ -127,7 +130,7 @@ def write_phantoms(
         patients: how many; about a tenth to choose with and a fifth to measure with, by patient.
         size: side of the images, pixels.
         seed: of the cohort.
-        workers: processes; default: one for each core, at most four. The files do not depend on it.
+        progress: called with (patients done, patients).
 
     Raises:
         ConfigError: no patient, or images too small to show anything.
@@ -145,26 +148,18 @@ def write_phantoms(
     images.mkdir(parents=True, exist_ok=True)
     rows: list[list[str]] = []
     truths: list[list[str]] = []
-    if workers is None:
-        workers = min(4, os.cpu_count() or 1)
-    write = partial(_write_patient, images=images, size=size, seed=seed)
-    for some_rows, some_truths in _mapped(write, patients, workers):
+    for patient in range(patients):
+        some_rows, some_truths = _write_patient(patient, images=images, size=size, seed=seed)
         rows += some_rows
         truths += some_truths
+        if progress is not None:
+            progress(patient + 1, patients)
     header = ["image", "patient_id", "study_id", "view", "split", "report", *OBSERVATIONS]
     truth_header = ["image", "finding", "kind", "side", "zone", "severity", "said", "x0", "y0", "x1", "y1"]
     write_atomic(root / "truth.csv", _csv(truth_header, truths))
     write_atomic(root / "README.txt", _README)
     write_atomic(root / "studies.csv", _csv(header, rows))
     return PhantomFiles(root, root / "studies.csv", images, root / "truth.csv", len(rows), patients)
-
-
-def _mapped(write: partial[tuple[list[list[str]], list[list[str]]]], patients: int, workers: int) -> Iterator:
-    if workers < 2 or patients < 64:
-        yield from map(write, range(patients))
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(write, range(patients), chunksize=16)
 
 
 def _draw_findings(rng: np.random.Generator) -> list[Finding]:
@@ -179,6 +174,7 @@ def _draw_findings(rng: np.random.Generator) -> list[Finding]:
         every = (*COMPETITION, *_OTHERS)
         names = [every[i] for i in rng.choice(len(every), size=int(rng.integers(2, 4)), replace=False)]
     found = [draw_finding(name, rng) for name in names]
+    found = [replace(f, certain=False) if f.severity == 1 and rng.random() < 0.15 else f for f in found]
     if not found and rng.random() < 0.30:
         every = (*COMPETITION, *_OTHERS)
         doubtful = draw_finding(every[int(rng.integers(len(every)))], rng)

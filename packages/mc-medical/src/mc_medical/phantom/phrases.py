@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SIDE_WORDS: dict[str, tuple[str, ...]] = {
+SIDED_WORDS: dict[str, tuple[str, ...]] = {
     "right": ("right", "right", "right-sided"),
     "left": ("left", "left", "left-sided"),
     "both": ("bilateral",),
@@ -37,12 +37,12 @@ SEVERITY_WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 FINDING_PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
     ("Pleural Effusion", ""): (
-        "There {is_} {a}{severity} {side} pleural effusion{s}.",
-        "{severity} {side} pleural effusion{s}.",
+        "There {is_} {a} {severity} {sided} pleural effusion{s}.",
+        "{severity} {sided} pleural effusion{s}.",
         "{severity} {side} pleural effusion{s} {is_} present.",
-        "{severity} {side} effusion{s} {is_} seen.",
-        "There {is_} {severity} {side} pleural effusion{s} with blunting of the costophrenic angle{s}.",
-        "{Side} pleural effusion{s}, {severity} in size.",
+        "{a} {severity} {side} effusion{s} {is_} seen.",
+        "There {is_} {a} {severity} {side} pleural effusion{s} with blunting of the costophrenic angle{s}.",
+        "{sided} pleural effusion{s}, {severity} in size.",
         "Layering {severity} {side} pleural effusion{s}.",
     ),
     ("Cardiomegaly", ""): (
@@ -84,16 +84,16 @@ FINDING_PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
         "{severity} {side} lower lobe atelectasis.",
     ),
     ("Pneumothorax", ""): (
-        "There is a {severity} {side} pneumothorax.",
+        "There is {a} {severity} {sided} pneumothorax.",
         "{severity} {side} pneumothorax.",
         "{severity} {side} apical pneumothorax with a visible pleural line.",
-        "A {severity} pneumothorax is present on the {side} side.",
+        "{a} {severity} pneumothorax is present on the {side} side.",
     ),
     ("Lung Lesion", ""): (
         "{severity} nodule in the {zone}.",
-        "There is a {severity} rounded lesion in the {zone}.",
+        "There is {a} {severity} rounded lesion in the {zone}.",
         "{severity} nodular opacity in the {zone}. | Lung Opacity=1",
-        "A {severity} well-defined pulmonary nodule projects over the {zone}.",
+        "{a} {severity} well-defined pulmonary nodule projects over the {zone}.",
     ),
     ("Support Devices", "pacemaker"): (
         "Left chest wall pacemaker with lead in the right ventricle.",

@@ -24,7 +24,7 @@ from mc_medical.phantom.phrases import (
     PNEUMONIA_AFTER,
     RECOMMENDATIONS,
     SEVERITY_WORDS,
-    SIDE_WORDS,
+    SIDED_WORDS,
     UNCERTAIN_PHRASES,
     ZONE_WORDS,
 )
@@ -69,9 +69,8 @@ def write_report(
     (1.0, True)
     """
     pick = partial(_pick, rng)
-    said: list[tuple[str, Labels]] = []
-    for finding in findings:
-        said.append(_sentence(finding, pick))
+    words = [pick(SEVERITY_WORDS[f.name][f.severity - 1]) if f.name in SEVERITY_WORDS else "" for f in findings]
+    said = [_sentence(finding, word, pick) for finding, word in zip(findings, words, strict=True)]
     said += _negations({finding.name for finding in findings}, pick, rng)
     order = rng.permutation(len(said))
     body = [said[i] for i in order]
@@ -80,7 +79,7 @@ def write_report(
         body.insert(0, (pick(("Lung volumes are low.", "Low lung volumes.", "The lungs are underinflated.")), {}))
     if earlier and rng.random() < 0.6:
         body.insert(int(rng.integers(len(body) + 1)), (pick(_COMPARISONS), {}))
-    concluded = _impression(findings, pick, rng)
+    concluded = _impression(findings, words, pick, rng)
     labels = _merged([label for _, label in (*body, *concluded)])
     sections = []
     if rng.random() < 0.7:
@@ -130,23 +129,22 @@ def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _sentence(finding: Finding, pick: partial[str]) -> tuple[str, Labels]:
-    """One sentence about a finding."""
-    name = finding.name
+def _sentence(finding: Finding, word: str, pick: partial[str]) -> tuple[str, Labels]:
+    """One sentence about a finding; ``word`` is its severity."""
+    name, both = finding.name, finding.side == "both"
     table = FINDING_PHRASES if finding.certain else UNCERTAIN_PHRASES
     choices = table[(name, finding.kind)] if (name, finding.kind) in table else table[(name, "")]
     text, extra = _split(pick(choices))
-    severity = SEVERITY_WORDS.get(name)
-    sides = "both" if finding.side == "both" else finding.side
+    place = (finding.side, finding.zone)
     text = text.format(
-        severity=pick(severity[finding.severity - 1]) if severity else "",
-        side=pick(SIDE_WORDS[sides]) if sides else "",
-        Side=(pick(SIDE_WORDS[sides]) if sides else "").capitalize(),
-        zone=pick(ZONE_WORDS[(finding.side, finding.zone)]) if (finding.side, finding.zone) in ZONE_WORDS else "",
-        s="s" if finding.side == "both" else "",
-        is_="are" if finding.side == "both" else "is",
-        a="" if finding.side == "both" else "a ",
-        base="both lung bases" if finding.side == "both" else f"the {finding.side} lung base",
+        severity=word,
+        side="bilateral" if both else finding.side,
+        sided=pick(SIDED_WORDS[finding.side]) if finding.side else "",
+        zone=pick(ZONE_WORDS[place]) if place in ZONE_WORDS else "",
+        s="s" if both else "",
+        is_="are" if both else "is",
+        a="" if both else "an" if word[:1] in ("a", "e", "i", "o", "u") else "a",
+        base="both lung bases" if both else f"the {finding.side} lung base",
     )
     text = " ".join(text.split())
     return text[0].upper() + text[1:], {name: 1.0 if finding.certain else -1.0, **extra}
@@ -183,12 +181,14 @@ def _negations(present: set[str], pick: partial[str], rng: np.random.Generator) 
     return found
 
 
-def _impression(findings: Sequence[Finding], pick: partial[str], rng: np.random.Generator) -> list[tuple[str, Labels]]:
-    medical = [finding for finding in findings if finding.name != "Support Devices"]
+def _impression(
+    findings: Sequence[Finding], words: Sequence[str], pick: partial[str], rng: np.random.Generator
+) -> list[tuple[str, Labels]]:
+    medical = [(f, word) for f, word in zip(findings, words, strict=True) if f.name != "Support Devices"]
     if not medical:
         return [_split(pick(IMPRESSION_NORMAL))]
-    found = [_sentence(finding, pick) for finding in medical]
-    if any(finding.name == "Consolidation" and finding.certain for finding in medical) and rng.random() < 0.5:
+    found = [_sentence(finding, word, pick) for finding, word in medical]
+    if any(finding.name == "Consolidation" and finding.certain for finding, _ in medical) and rng.random() < 0.5:
         found.append(_split(pick(PNEUMONIA_AFTER)))
     if rng.random() < 0.2:
         found.append((pick(RECOMMENDATIONS), {}))
