@@ -105,3 +105,23 @@ def test_the_rows_of_a_step_are_constants_in_the_order_of_its_micro_batches():
     torch.testing.assert_close(rows.values[0], net(x).detach())
     assert torch.equal(rows.part(1, 2), x[6:, 0])
     assert [rows.rows(i) for i in range(3)] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+
+
+@pytest.mark.parametrize(("rows", "calls"), [(1, [3, 3, 1]), (6, [6, 1]), (100, [7])])
+def test_small_micro_batches_are_encoded_together_with_the_same_result(rows, calls):
+    x, ids = torch.randn(7, 2), torch.randint(1, 9, (7, 5))
+    batches = [
+        {"x": x[start : start + 3], "ids": ids[start : start + 3, : 3 + start // 3], "micro": micro}
+        for micro, start in enumerate(range(0, 7, 3))
+    ]
+    seen = []
+
+    def encode(batch):
+        seen.append(len(batch["x"]))
+        return batch["x"] * 2, batch["ids"].sum(1)
+
+    found = encode_step(batches, encode, rows=rows)
+    assert seen == calls
+    assert found.starts == (0, 3, 6, 7)
+    assert torch.equal(found.values[0], x * 2)
+    assert found.values[1].tolist() == [int(ids[i, : 3 + i // 3].sum()) for i in range(7)]

@@ -103,12 +103,16 @@ class StepRows:
 
 
 @torch.no_grad()
-def encode_step(micro_batches: Sequence[Batch], encode: Callable[[Batch], Sequence[Tensor]]) -> StepRows:
+def encode_step(
+    micro_batches: Sequence[Batch], encode: Callable[[Batch], Sequence[Tensor]], *, rows: int = 1
+) -> StepRows:
     """Encode every micro-batch of a step, without keeping activations; only its results stay.
 
     Args:
         micro_batches: of the step; each is asked for once, in order, and let go.
-        encode: a micro-batch to (B, …) tensors, as many for each.
+        encode: a batch to (B, …) tensors, as many for each.
+        rows: micro-batches of fewer rows are encoded several at once (:func:`join_batches`), up to so many rows: without
+            activations there is room for them, and small batches are slow.
 
     >>> rows = encode_step([{"x": torch.ones(2)}, {"x": torch.zeros(1)}], lambda batch: (batch["x"],))
     >>> rows.values[0].tolist(), rows.rows(1)
@@ -116,10 +120,41 @@ def encode_step(micro_batches: Sequence[Batch], encode: Callable[[Batch], Sequen
     """
     parts: list[tuple[Tensor, ...]] = []
     starts = [0]
+    waiting: list[Batch] = []
     for micro in range(len(micro_batches)):
-        parts.append(tuple(encode(micro_batches[micro])))
-        starts.append(starts[-1] + len(parts[-1][0]))
+        waiting.append(micro_batches[micro])
+        size = _count(waiting[-1])
+        starts.append(starts[-1] + size)
+        if (len(waiting) + 1) * size > rows or micro == len(micro_batches) - 1:
+            joined = join_batches(waiting)
+            waiting.clear()
+            parts.append(tuple(encode(joined)))
     return StepRows(tuple(torch.cat(values) for values in zip(*parts, strict=True)), tuple(starts))
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Several micro-batches as one: tensors row after row, what else they hold as in the first of them.
+
+    Rows of unlike length, such as token ids, are filled up with zeros on the right.
+
+    >>> join_batches([{"ids": torch.ones(1, 2)}, {"ids": torch.ones(1, 3)}])["ids"].tolist()
+    [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
+    """
+    if len(batches) == 1:
+        return batches[0]
+    joined = dict(batches[0])
+    for name, value in batches[0].items():
+        if isinstance(value, Tensor):
+            parts = [batch[name] for batch in batches]
+            if value.ndim == 2:
+                widest = max(part.shape[1] for part in parts)
+                parts = [nn.functional.pad(part, (0, widest - part.shape[1])) for part in parts]
+            joined[name] = torch.cat(parts)
+    return joined
+
+
+def _count(batch: Batch) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim)
 
 
 def cache_gradients(

@@ -57,6 +57,9 @@ CITATION = """@inproceedings{pham2026msd,
   year = {2026}
 }"""
 _IDS = ("study_ids", "text_ids")
+# Pairs that the teacher takes at once: without activations there is room for more than a micro-batch. On a CPU more than this
+# no longer fits its caches.
+_TEACHER_ROWS = {"cpu": 32, "cuda": 128}
 _INTENDED = (
     "For research on radiographs and reports. Not a medical device: not for diagnosis or treatment. It learns what its training "
     "data show, their habits and shortcuts (drains, markers, devices, wards) included, and was not tested on other hospitals. "
@@ -158,7 +161,9 @@ class MSD(Method):
                     made = (*self.embed(batch), *made)
             return (*made, *(batch[name] for name in _IDS))
 
-        own = encode_step(micro_batches, encode)
+        # what draws at random must see the micro-batches that are trained; the teacher draws nothing
+        together = _TEACHER_ROWS.get(self.model.logit_scale.device.type, 1) if keys == "ema" else 1
+        own = encode_step(micro_batches, encode, rows=together)
         *rows, studies, texts = own.values
         held = [self._queue(name) for name in ("image", "text")] if self.queues else []
         gathered = [gather_rows(part) for part in rows[-2:]]
