@@ -77,7 +77,7 @@ def prepare(chest: Chest, findings: list[Finding]) -> None:
             continue
         if finding.name == "Cardiomegaly":
             faint = 0.0 if finding.certain else -0.035
-            chest.heart_ratio = 0.47 + 0.055 * finding.severity + rng.uniform(0, 0.025) + faint
+            chest.heart_ratio = 0.465 + 0.05 * finding.severity + rng.uniform(0, 0.025) + faint
         elif finding.name == "Atelectasis":
             lift = (0.03 if finding.kind == "linear" else 0.07) * finding.severity
             for side in finding.sides:
@@ -145,7 +145,7 @@ def _lesion(chest: Chest, finding: Finding) -> np.ndarray:
 
 def _edema(chest: Chest, finding: Finding) -> np.ndarray:
     rng, severity = chest.rng, finding.severity
-    strength = (0.16, 0.30, 0.50)[severity - 1] if finding.certain else 0.10
+    strength = (0.10, 0.24, 0.48)[severity - 1] if finding.certain else 0.06
     seen = np.zeros_like(chest.extra)
     grain = clouds(rng, chest.size, chest.size // 3)
     patches = clouds(rng, chest.size, 9)
@@ -154,8 +154,8 @@ def _edema(chest: Chest, finding: Finding) -> np.ndarray:
         wing = np.exp(-(((u - 0.24) / (0.17 + 0.04 * severity)) ** 2) - ((chest.y - 0.04) / 0.36) ** 2)
         haze = np.clip(wing * (1 + 0.22 * patches), 0, 1.2)
         net = step(u - 0.30, 0.10) * step(chest.y + 0.10, 0.15)
-        chest.air[side] = chest.air[side] * (1 - strength * haze) - (0.05 + 0.03 * severity) * net * np.abs(grain)
-        chest.marks[side] = chest.marks[side] * (1.25 + 0.15 * severity)
+        chest.air[side] = chest.air[side] * (1 - strength * haze) - (0.015 + 0.03 * severity) * net * np.abs(grain)
+        chest.marks[side] = chest.marks[side] * (1.05 + 0.2 * severity)
         seen = np.maximum(seen, np.clip(wing, 0, 1) * chest.lung[side])
     return seen
 
