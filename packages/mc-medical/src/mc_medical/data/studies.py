@@ -94,8 +94,6 @@ def open_studies(
     told = found.told()
     folder = Path(images) if images is not None else Path(source).parent
     drops = _Drops(rows.unit)
-    for line in rows.bad:
-        drops.count(line.split(": ", 1)[1], line)
     if rows.images is not None:
         refs: list[ImageRef | None] = list(rows.images)
         told["image"] = "members of the archive"
@@ -112,6 +110,8 @@ def open_studies(
         other, theirs, by = join_table(rows, found, table, columns, path)
         tables.insert(0, (other, theirs))
         told[what] = by
+    for line in (line for table, _ in tables for line in table.bad):
+        drops.count(line.split(": ", 1)[1], line)
     raw = _texts(tables, rows, found, folder, None if texts is None or not Path(texts).is_dir() else Path(texts), told)
     patients, studies = _ids(rows, found, refs, patient_ids, told, str(source))
     views = _views(rows, found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import tarfile
@@ -102,7 +103,7 @@ def _read_csv(path: Path) -> Rows:
     head = text[: text.find("\n")] if "\n" in text else text
     tab = path.name.lower().removesuffix(".gz").endswith(".tsv") or ("\t" in head and "," not in head)
     delimiter = "\t" if tab else max(",;", key=head.count)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     bad: list[str] = []
     try:
         names = tuple(name.strip() for name in next(reader, []))
