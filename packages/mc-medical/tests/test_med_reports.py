@@ -38,7 +38,7 @@ MIMIC = """                                 FINAL REPORT
  No acute cardiopulmonary process.
 """
 MODULES = """
-reports report_words columns tables label_cells splits radiograph image_config dicom_luts joins
+reports report_words columns tables class_names splits radiograph image_config dicom_luts joins
 """
 
 

@@ -201,7 +201,8 @@ def _stored(dataset: Dataset, name: str) -> _Stored:
         raise BadSampleError(name, f"{uid.name} needs a package to decode: {_package(uid.name)}")
     try:
         # pydicom would clear the unused bits as if the stored ones always began at the lowest
-        array, _ = decoder.as_array(dataset, raw=True, correct_unused_bits=False)
+        plain: Any = {"raw": True, "correct_unused_bits": False}
+        array, _ = decoder.as_array(dataset, **plain)
     except Exception as error:  # decoders of damaged data may raise anything
         if uid.name.startswith("JPEG Extended") and bits > 8:
             raise BadSampleError(name, f"{uid.name} needs a package to decode: {_package(uid.name)}") from None

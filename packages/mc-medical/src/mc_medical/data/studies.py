@@ -16,17 +16,18 @@ import numpy as np
 
 from mc_core.errors import ConfigError, DataError
 from mc_core.privacy import Salt
+from mc_medical.data.class_names import class_labels
 from mc_medical.data.cohort import Studies
 from mc_medical.data.columns import ColumnOptions, Columns, recognise
 from mc_medical.data.image_config import ImageOptions
 from mc_medical.data.image_paths import find_images
 from mc_medical.data.image_ref import ImageRef
 from mc_medical.data.joins import join_table, join_text_files
-from mc_medical.data.label_cells import class_labels, label_values
 from mc_medical.data.radiograph import FRONTAL, view_name
 from mc_medical.data.reports import ReportOptions, report_text, text_key
 from mc_medical.data.splits import SPLITS
 from mc_medical.data.tables import Rows, read_table
+from mc_medical.labels import read_labels
 
 _PUBLIC_SALT = b"mc-medical: not a secret"
 _SPLITS = {
@@ -292,8 +293,8 @@ def _labels(
             continue
         values = []
         for name, label in columns.labels.items():
-            column, unknown = label_values(table.cells[name])
-            told = sum(bool(cell) for cell in table.cells[name])
+            column = read_labels({label: table.cells[name]})
+            told, unknown = sum(bool(cell) for cell in table.cells[name]), sorted(column.refused)
             if len(unknown) * 2 > told:
                 raise ConfigError(
                     f"{where}: the column {name!r} is none of labels: {len(unknown)} of {told} cells are none of 1, 0, -1, "
@@ -301,7 +302,7 @@ def _labels(
                 )
             for place in unknown:
                 drops.add(f"label {label!r} is none of 1, 0, -1, blank: taken as not mentioned", rows.numbers[place])
-            values.append(column)
+            values.append(column.values[:, 0])
         return tuple(columns.labels.values()), np.stack(values, axis=1)
     return (), np.zeros((len(rows), 0), dtype=np.float32)
 

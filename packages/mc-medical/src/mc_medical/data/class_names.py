@@ -1,6 +1,6 @@
-"""Cells of labels as numbers: 1 present, 0 absent, −1 uncertain, NaN not mentioned. Imports no torch.
+"""Class names as labels; for columns of 1, 0, −1 see :func:`mc_medical.labels.read_labels`. Imports no torch.
 
-Legend: N rows, C labels, K class names.
+Legend: N rows, K class names.
 """
 
 from __future__ import annotations
@@ -11,33 +11,7 @@ import numpy as np
 
 from mc_core.errors import ConfigError
 
-_VALUES = {
-    **dict.fromkeys(("1", "true", "yes", "positive", "present"), 1.0),
-    **dict.fromkeys(("0", "false", "no", "negative", "absent"), 0.0),
-    **dict.fromkeys(("-1", "uncertain"), -1.0),
-    "": np.nan,
-}
 _MOST_CLASSES = 64
-
-
-def label_values(cells: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-    """(N,) float32, and the places whose value is unknown, which are NaN.
-
-    >>> values, unknown = label_values(["1", "0.0", "-1", "", "maybe"])
-    >>> values.tolist(), unknown
-    ([1.0, 0.0, -1.0, nan, nan], [4])
-    """
-    known: dict[str, float | None] = {}
-    for cell in set(cells):
-        plain = cell.strip().lower()
-        try:
-            number = str(int(float(plain))) if float(plain).is_integer() else plain
-        except (ValueError, OverflowError):
-            number = plain
-        known[cell] = _VALUES.get(number)
-    found = [known[cell] for cell in cells]
-    values = np.array([np.nan if value is None else value for value in found], dtype=np.float32)
-    return values, [i for i, value in enumerate(found) if value is None]
 
 
 def class_labels(cells: Sequence[str], column: str) -> tuple[tuple[str, ...], np.ndarray]:
