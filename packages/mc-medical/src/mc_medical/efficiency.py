@@ -105,6 +105,13 @@ class MadePairs:
         self.ids = ids * self.mask
         self.augment = augment
 
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def get(self, index: int, rng: np.random.Generator) -> Batch:
+        """One pair, without the views that the device makes."""
+        return {"pixels": self.pixels[index], "input_ids": self.ids[index], "attention_mask": self.mask[index]}
+
     def micro_batches(self, size: int) -> list[Batch]:
         """All pairs as raw micro-batches on the host, each cut to its longest text."""
         batches: list[Batch] = []
@@ -292,16 +299,9 @@ def _round(
         for name, step in steps.items():
             if told is not None:
                 told(f"{name}, micro-batch {sizes[name]}, round {number + 1} of {warmup + repeats}")
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-                torch.cuda.reset_peak_memory_stats(device)
-                before = torch.cuda.memory_allocated(device)
-            start = time.perf_counter()
-            step()  # reading its loss waits for the device
+            taken, peaks[name] = _timed(step, device)
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-            if device.type == "cuda":
-                peaks[name] = torch.cuda.max_memory_allocated(device) - before
+                seconds[name].append(taken)
     base = seconds.get(PLAIN)
     found = []
     for name, size in sizes.items():
@@ -311,11 +311,42 @@ def _round(
     return found
 
 
+def _timed(step: Callable[[], float], device: torch.device) -> tuple[float, int | None]:
+    """Seconds of a step, and on a GPU the most that was allocated beyond what was there before."""
+    before = 0
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    start = time.perf_counter()
+    step()  # reads its loss, and so waits for the device
+    taken = time.perf_counter() - start
+    return taken, torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
+
+
 def _method(config: MSDConfig, scheme: str) -> MSD:
-    """The method of a scheme with random weights, the same for all."""
+    """The method of a scheme with random weights, the same for all; a published text encoder as a BERT of the base size."""
     changes = {"keys": "batch", "alpha": None} if scheme == TRUE_BATCH else SCHEMES[scheme]
-    given = config.model_dump() | {"alpha": None, "queue_size": 0, "intra_modal": 0.0} | changes
-    given["image"] |= {"pretrained": False}
+    image = {**config.image.model_dump(), "pretrained": False}
+    text = config.text.model_dump()
+    if config.text.name is not None:
+        text |= {
+            "name": None,
+            "architecture": None,
+            "hidden_size": 768,
+            "layers": 12,
+            "heads": 12,
+            "vocabulary": 28_996,
+        }
+    given = {
+        **config.model_dump(),
+        "image": image,
+        "text": text,
+        "alpha": None,
+        "queue_size": 0,
+        "intra_modal": 0.0,
+        **changes,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return MSD(MSDConfig.model_validate(given))
