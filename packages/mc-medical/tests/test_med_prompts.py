@@ -7,7 +7,7 @@ import pytest
 
 from mc_core.errors import ConfigError, DataError
 from mc_medical.labels import OBSERVATIONS, label_report
-from mc_medical.prompts import Prompts, default_prompts, ensemble, load_prompts, prompt_vectors, prompts_of
+from mc_medical.prompts import Prompts, default_prompts, ensemble, load_prompts, prompt_vectors, prompts_of, resampled
 
 
 def letters(phrases: list[str]) -> np.ndarray:
@@ -122,3 +122,32 @@ class TestEnsembles:
     def test_an_encoder_that_loses_rows(self):
         with pytest.raises(DataError, match="one row each"):
             prompt_vectors(prompts_of({"A": ["a"]}), lambda phrases: np.ones((1, 3)))
+
+
+class TestOtherWordings:
+    vectors = np.random.default_rng(3).normal(size=(6, 5))
+
+    def test_unit_and_around_the_ensemble(self):
+        found = resampled(self.vectors, 4000)
+        assert np.allclose(np.linalg.norm(found, axis=1), 1)
+        middle = found.mean(axis=0)
+        assert middle / np.linalg.norm(middle) == pytest.approx(ensemble(self.vectors), abs=0.05)
+        assert found.std(axis=0).min() > 0.05
+
+    def test_each_is_an_ensemble_of_drawn_phrases(self):
+        two = np.eye(2)
+        possible = np.array([[1, 0], [0.5**0.5, 0.5**0.5], [0, 1]])
+        found = resampled(two, 100)
+        near = np.abs(found[:, None] - possible[None]).max(axis=2)
+        assert (near.min(axis=1) < 1e-12).all()
+        assert np.bincount(near.argmin(axis=1), minlength=3).tolist() == pytest.approx([25, 50, 25], abs=18)
+
+    def test_one_phrase_leaves_nothing_to_draw(self):
+        assert np.allclose(resampled(self.vectors[:1], 5), ensemble(self.vectors[:1]))
+
+    def test_phrases_that_may_cancel_out(self):
+        assert np.isfinite(resampled(np.array([[1.0, 0.01], [-1.0, 0.01]]), 50)).all()
+
+    def test_the_seed_decides(self):
+        assert np.array_equal(resampled(self.vectors, 9, seed=1), resampled(self.vectors, 9, seed=1))
+        assert not np.array_equal(resampled(self.vectors, 9, seed=1), resampled(self.vectors, 9, seed=2))

@@ -247,18 +247,50 @@ def ensemble(vectors: np.ndarray) -> np.ndarray:
     return mean / size
 
 
-def prompt_vectors(prompts: Prompts, encode_text: EncodeText) -> tuple[np.ndarray, np.ndarray]:
-    """(C, D) vectors of the findings and (C, D) of their absence, each phrase encoded once.
+def resampled(vectors: np.ndarray, draws: int, *, seed: int = 0) -> np.ndarray:
+    """(draws, D) unit: what :func:`ensemble` would be for other choices of as many phrases, drawn with replacement.
 
-    Args:
-        prompts: of C findings.
-        encode_text: such as ``ImageTextModel.encode_text``.
+    How far scores move with them says how much hangs on the wording.
+
+    >>> resampled(np.array([[2.0, 0.0]]), 2).tolist()
+    [[1.0, 0.0], [1.0, 0.0]]
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    middle = ensemble(vectors)
+    rng = np.random.Generator(np.random.Philox(seed))
+    counts = rng.multinomial(len(vectors), np.full(len(vectors), 1 / len(vectors)), size=draws)
+    mean = counts @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)) / len(vectors)
+    size = np.linalg.norm(mean, axis=1, keepdims=True)
+    return np.where(size > 1e-9, mean / np.maximum(size, 1e-9), middle)
+
+
+def phrase_vectors(prompts: Prompts, encode_text: EncodeText) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Finding → (P, D) vectors of its phrases, and of those of its absence; each phrase is encoded once.
+
+    Raises:
+        DataError: the encoder gives another number of rows.
     """
     phrases = list(dict.fromkeys(itertools.chain(*prompts.positive.values(), *prompts.negative.values())))
     place = {phrase: row for row, phrase in enumerate(phrases)}
     vectors = np.asarray(encode_text(phrases))
     if vectors.ndim != 2 or len(vectors) != len(phrases):
         raise DataError(f"{len(phrases)} phrases gave vectors of shape {vectors.shape}; one row each is needed")
-    sides = (prompts.positive, {name: prompts.negative[name] for name in prompts.positive})
-    found = [np.stack([ensemble(vectors[[place[p] for p in side[name]]]) for name in side]) for side in sides]
-    return found[0].astype(np.float32), found[1].astype(np.float32)
+    positive, negative = (
+        {name: vectors[[place[phrase] for phrase in side[name]]] for name in prompts.names}
+        for side in (prompts.positive, prompts.negative)
+    )
+    return positive, negative
+
+
+def prompt_vectors(prompts: Prompts, encode_text: EncodeText) -> tuple[np.ndarray, np.ndarray]:
+    """(C, D) vectors of the findings and (C, D) of their absence, float32 of length one.
+
+    Args:
+        prompts: of C findings.
+        encode_text: such as ``ImageTextModel.encode_text``.
+    """
+    positive, negative = (
+        np.stack([ensemble(side[name]) for name in prompts.names]).astype(np.float32)
+        for side in phrase_vectors(prompts, encode_text)
+    )
+    return positive, negative
