@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _STREAM = 0x3D5  # of the random numbers that choose texts
+_COMPARED = 64  # pictures whose pixels are compared on resume: a mapped cohort is too large to read for that
 
 
 class PairData:
@@ -136,14 +137,16 @@ class PairData:
     def _batch(self, rows: np.ndarray, texts: np.ndarray) -> dict[str, Tensor]:
         places, lengths = self.tokens.places(texts)
         input_ids, mask = padded(self.tokens.ids[places], lengths, self.pad_id)
-        pixels = self.pixels.rows(rows) if isinstance(self.pixels, PixelStore) else self.pixels[rows]
         return {
-            "pixels": torch.from_numpy(pixels)[:, None],
+            "pixels": torch.from_numpy(self._pixels(rows))[:, None],
             "input_ids": input_ids,
             "attention_mask": mask,
             "study_ids": torch.from_numpy(self.studies.studies[rows]),
             "text_ids": torch.from_numpy(self._keys[texts]),
         }
+
+    def _pixels(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels.rows(rows) if isinstance(self.pixels, PixelStore) else self.pixels[rows]
 
     def arrange(self, permutation: np.ndarray, *, epoch: int, batch_size: int, seed: int) -> np.ndarray:
         """An epoch's order in which each batch holds the same images as before, shorter texts first."""
@@ -176,6 +179,7 @@ class PairData:
             "texts": len(self.texts),
             "tokens_crc32": zlib.crc32(self.tokens.ids.tobytes()),
             "index_crc32": zlib.crc32(np.stack([self.studies.studies, self._first]).tobytes()),
+            "pixels_crc32": zlib.crc32(self._pixels(np.arange(0, len(self), max(1, len(self) // _COMPARED))).tobytes()),
             "max_length": self.max_length,
             "sentence_share": self.reports.sentence_share,
             "augment": None if self.augment is None else self.augment.model_dump(mode="json"),
