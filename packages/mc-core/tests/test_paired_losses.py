@@ -11,6 +11,7 @@ from mc_core.losses import info_nce
 from mc_core.paired_losses import (
     distilled_targets,
     entropy,
+    keyed_cross_entropy,
     same_thing,
     shared_targets,
     soft_cross_entropy,
@@ -112,3 +113,28 @@ def test_with_one_positive_it_is_info_nce_both_ways():
     )
     both = [info_nce(a, b, temperature=0.2, in_batch=True) for a, b in ((left, right), (right, left))]
     assert found.loss.item() == pytest.approx(float(sum(both)) / 2, rel=1e-6)
+
+
+def test_the_lean_form_is_the_dense_one_with_its_gradients():
+    query, keys = rows(4).requires_grad_(), rows(6, seed=1)
+    kappa = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    targets = 1.5 * distilled_targets(
+        torch.eye(4, 6, dtype=torch.bool), rows(4, 6, 2), 0.4
+    )  # also rows that sum to more
+    weights = torch.tensor([1.0, 0.0, -2.0, 0.5], dtype=torch.float64)
+    dense = soft_cross_entropy(kappa * query @ keys.T, targets)
+    lean = keyed_cross_entropy(query, keys, kappa, targets)
+    torch.testing.assert_close(lean, dense, rtol=1e-12, atol=1e-14)
+    expected = torch.autograd.grad((dense * weights).sum(), (query, kappa))
+    for got, wanted in zip(torch.autograd.grad((lean * weights).sum(), (query, kappa)), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+
+
+def test_the_lean_form_keeps_nothing_as_long_as_the_keys():
+    kept = []
+    query, keys = rows(4).requires_grad_(), rows(5000, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        keyed_cross_entropy(
+            query, keys, torch.tensor(3.0).double(), shared_targets(torch.ones(4, 5000) > 0, keys.dtype)
+        )
+    assert max(kept) == 4 * 5

@@ -245,11 +245,11 @@ def _peak_saved_bytes(method, count, size):
 
 @pytest.mark.parametrize("keys", PASSES)
 def test_what_autograd_holds_does_not_grow_with_the_batch(keys):
-    """Apart from b rows of N logits, which are shown separately to be that and no more."""
+    """Not even by the (b, N) logits."""
     method = make(keys=keys)
     few, many = (_peak_saved_bytes(method, count, 8) for count in (56, 448))
     assert few > 100_000
-    assert many - few <= 12 * 8 * (448 - 56) * 8  # a dozen (b, N) blocks of float64
+    assert many < 1.01 * few
     true = make(keys="batch")
     assert _peak_saved_bytes(true, 448, 448) > 5 * many
 

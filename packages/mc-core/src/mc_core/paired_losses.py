@@ -16,10 +16,11 @@ Legend: b queries, N keys, D dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mc_core.distributed import gather_rows, sum_own_rows
 from mc_core.errors import DataError
@@ -84,6 +85,45 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     tensor([1.3863])
     """
     return -(targets * logits.log_softmax(1)).sum(1)
+
+
+def keyed_cross_entropy(query: Tensor, keys: Tensor, scale: Tensor, targets: Tensor) -> Tensor:
+    """``soft_cross_entropy(scale · query @ keys.T, targets)``, of which only (b, D) numbers are kept for the backward pass.
+
+    Gradient flows into ``query`` and ``scale``; keys and targets are constants. Differentiable once.
+
+    Args:
+        query: (b, D).
+        keys: (N, D), of the same dtype.
+        scale: scalar κ.
+        targets: (b, N).
+
+    Returns:
+        (b,) losses.
+
+    >>> rows = torch.full((2, 4), 0.5)
+    >>> keyed_cross_entropy(rows, rows, torch.tensor(3.0), torch.eye(2))
+    tensor([0.6931, 0.6931])
+    """
+    return cast(Tensor, _KeyedCrossEntropy.apply(query, keys, scale, targets))
+
+
+class _KeyedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query_bD: Tensor, keys_ND: Tensor, scale: Tensor, targets_bN: Tensor) -> Tensor:
+        with torch.autocast(query_bD.device.type, enabled=False):
+            cosine_bN = query_bD @ keys_ND.T
+            log_p_bN = (scale * cosine_bN).log_softmax(1)
+            loss_b = -(targets_bN * log_p_bN).sum(1)
+            delta_bN = log_p_bN.exp_().mul_(targets_bN.sum(1, keepdim=True)).sub_(targets_bN)
+            ctx.save_for_backward(scale * (delta_bN @ keys_ND), (delta_bN * cosine_bN).sum(1))
+        return loss_b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_b: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
+        at_query_bD, at_scale_b = ctx.saved_tensors
+        return at_query_bD * grad_b[:, None], None, (at_scale_b * grad_b).sum(), None
 
 
 def entropy(targets: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ class MadePairs:
             longest = int(self.lengths[rows].max())
             batches.append(
                 {
-                    "pixels": self.pixels[rows],
-                    "input_ids": self.ids[rows, :longest],
-                    "attention_mask": self.mask[rows, :longest],
+                    "pixels": self.pixels[rows].clone(),
+                    "input_ids": self.ids[rows, :longest].clone(),  # as from a loader: not a part of a larger storage
+                    "attention_mask": self.mask[rows, :longest].clone(),
                     "study_ids": index,
                     "text_ids": index + len(self.pixels),
                     "index": index,
@@ -292,7 +292,7 @@ def _round(
     seconds: dict[str, list[float]] = {name: [] for name in sizes}
     peaks: dict[str, int | None] = dict.fromkeys(sizes)
     for name, size in sizes.items():
-        method = _method(config, name).to(device).train()
+        method = make_method(config, name).to(device).train()
         steps[name] = training_step(method, data, size, fit)
         held[name] = graph_bytes(steps[name], list(method.parameters())) if memory else 0
     for number in range(warmup + repeats):
@@ -324,7 +324,7 @@ def _timed(step: Callable[[], float], device: torch.device) -> tuple[float, int 
     return taken, torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
 
 
-def _method(config: MSDConfig, scheme: str) -> MSD:
+def make_method(config: MSDConfig, scheme: str) -> MSD:
     """The method of a scheme with random weights, the same for all; a published text encoder as a BERT of the base size."""
     changes = {"keys": "batch", "alpha": None} if scheme == TRUE_BATCH else SCHEMES[scheme]
     image = {**config.image.model_dump(), "pretrained": False}

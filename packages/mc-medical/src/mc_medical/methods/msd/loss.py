@@ -20,7 +20,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mc_core.errors import DataError
-from mc_core.paired_losses import distilled_targets, entropy, soft_cross_entropy
+from mc_core.paired_losses import distilled_targets, entropy, keyed_cross_entropy, soft_cross_entropy
 
 
 class PairTargets(NamedTuple):
@@ -90,12 +90,12 @@ def distillation_loss(
     for name, part in (("text", text), ("targets", targets.image)):
         if len(part) != len(image):
             raise DataError(f"{len(part)} rows of {name} do not fit {len(image)} of images")
-    loss = soft_cross_entropy(kappa * (image @ text_keys.T), targets.image)
-    loss = loss + soft_cross_entropy(kappa * (text @ image_keys.T), targets.text)
+    loss = keyed_cross_entropy(image, text_keys, kappa, targets.image)
+    loss = loss + keyed_cross_entropy(text, image_keys, kappa, targets.text)
     divergence = loss.detach() - entropy(targets.image) - entropy(targets.text)
     if intra_modal:
-        within = soft_cross_entropy(kappa * (image @ image_keys.T), targets.image)
-        within = within + soft_cross_entropy(kappa * (text @ text_keys.T), targets.text)
+        within = keyed_cross_entropy(image, image_keys, kappa, targets.image)
+        within = within + keyed_cross_entropy(text, text_keys, kappa, targets.text)
         loss = loss + intra_modal * within
     return loss / 2, divergence / 2
 

@@ -1,0 +1,49 @@
+"""The commands of ``mc-benchmark`` about radiographs and reports. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+Device = Literal["cpu", "cuda"]
+Size = Literal["laptop", "vit-small"]
+
+
+def medical_efficiency(
+    *,
+    batch: int = 256,
+    micro: tuple[int, ...] = (8, 16, 32, 64),
+    repeats: int = 7,
+    size: Size = "laptop",
+    true_batch: bool = True,
+    device: Device = "cpu",
+) -> None:
+    """Time and memory of MSD beside GradCache, plain accumulation and the true batch.
+
+    Args:
+        batch: Pairs of an optimizer step.
+        micro: Pairs in the graph; repeat for several.
+        repeats: Rounds.
+        size: Of the encoders.
+        true_batch: Also the whole batch in the graph.
+        device: Where.
+    """
+    from mc_benchmarks.medical_efficiency import run_medical_efficiency
+
+    run_medical_efficiency(batch=batch, micro=micro, repeats=repeats, size=size, true_batch=true_batch, device=device)
+
+
+def medical_memory(*, batches: tuple[int, ...] = (128, 512, 2048), micro: int = 32, size: Size = "vit-small") -> None:
+    """Memory of a step of MSD from small to large batches, each in a process of its own.
+
+    Args:
+        batches: Pairs of an optimizer step, smallest first; repeat for several.
+        micro: Pairs in the graph.
+        size: Of the encoders.
+    """
+    from mc_benchmarks.medical_efficiency import run_medical_memory
+
+    run_medical_memory(batches=batches, micro=micro, size=size)
+
+
+MEDICAL_COMMANDS: tuple[Callable[..., Any], ...] = (medical_efficiency, medical_memory)
