@@ -263,8 +263,8 @@ def score_table(scores: Sequence[Score]) -> str:
     rows = []
     for s in scores:
         bar = (
-            '<div style="position:relative;height:14px;min-width:110px;background:rgba(128,128,128,.18);border-radius:3px">'
-            f'<div style="position:absolute;height:14px;width:{100 * s.probability:.1f}%;background:#3b7dd8;border-radius:3px"></div>'
+            '<div style="position:relative;height:14px;min-width:110px;background:rgba(128,128,128,.18)">'
+            f'<div style="position:absolute;height:14px;width:{100 * s.probability:.1f}%;background:#3b7dd8"></div>'
             f'<div style="position:absolute;top:6px;height:2px;left:{100 * s.low:.1f}%;width:{100 * (s.high - s.low):.1f}%;'
             'background:#d9822b"></div></div>'
         )
