@@ -96,6 +96,12 @@ def test_the_last_paragraph_stands_in():
     assert report_text("First paragraph of a note.\n\nSecond one.") == "First paragraph of a note. Second one."
 
 
+def test_findings_stand_in_before_the_last_paragraph():
+    text = "FINDINGS: Clear lungs.\n\nADDENDUM: Typed twice."
+    assert report_text(text) == "Clear lungs."
+    assert report_text("WET READ: Effusion.\n\nDISPOSITION: Home.") == "Effusion."
+
+
 def test_advice_is_left_out_and_comparisons_where_asked():
     advice = "2. Recommend follow-up CT. 3. Unchanged cardiomegaly. Findings discussed with Dr. ___."
     text = f"IMPRESSION: 1. Small left effusion. {advice}"

@@ -206,6 +206,12 @@ def test_mimic_cxr_jpg(tmp_path):
     labels = [
         {"subject_id": "10000030", "study_id": "50414260", "Edema": "1.0", "Pleural Effusion": ""},
         {"subject_id": "10000031", "study_id": "50414261", "Edema": "-1.0", "Pleural Effusion": "0.0"},
+        {
+            "subject_id": "10000031",
+            "study_id": "50414261",
+            "Edema": "1.0",
+            "Pleural Effusion": "1.0",
+        },  # the first counts
     ]
     studies = open_studies(
         source,

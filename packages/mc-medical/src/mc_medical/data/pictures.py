@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 
 from mc_core.errors import BadSampleError
-from mc_medical.data.dicom_luts import PERCENTILES
+from mc_medical.data.dicom_luts import PERCENTILES, percentiles
 from mc_medical.data.image_config import ImageOptions
 from mc_medical.data.radiograph import Radiograph, Record
 
@@ -49,9 +49,10 @@ def read_picture(data: bytes, options: ImageOptions, name: str, record: Record |
         record("stored values", values, low, high, f"{kind}, {bits} bits")
     note = "the whole range"
     if options.voi == "percentile" or (options.voi == "auto" and bits > 8):
-        low, high = (float(v) for v in np.percentile(values, PERCENTILES))
-        if low >= high:
-            low, high = float(values.min()), float(values.max())
+        whole = np.rint(values).astype(np.int64)  # luma of colours has fractions
+        low, high = percentiles(
+            np.arange(1 << bits, dtype=np.float64), np.bincount(whole.reshape(-1), minlength=1 << bits)
+        )
         note = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g}: {low:g} to {high:g}"
     pixels = np.clip((values.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
     if record is not None:
@@ -71,7 +72,7 @@ def _grey(image: object, notes: list[str]) -> tuple[np.ndarray, int]:
         return np.asarray(image), 8
     if image.mode in ("1", "LA", "La"):
         return np.asarray(image.convert("LA").getchannel("L")), 8
-    colours = np.asarray(image.convert("RGBA"))[..., :3]
+    colours = np.asarray(image.convert("RGB"))
     if (colours == colours[..., :1]).all():
         return colours[..., 0], 8
     notes.append("colour became grey")
