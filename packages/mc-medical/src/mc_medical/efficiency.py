@@ -198,7 +198,8 @@ def graph_bytes(step: Callable[[], object], keep: Sequence[Tensor] = ()) -> int:
         def __init__(self, tensor: Tensor) -> None:
             nonlocal live, peak
             storage = tensor.untyped_storage()
-            self.tensor, self.place, self.size = tensor, storage.data_ptr(), storage.nbytes()
+            # detached: a result that its own node keeps would never be let go
+            self.tensor, self.place, self.size = tensor.detach(), storage.data_ptr(), storage.nbytes()
             if self.place in ours:
                 return
             holders[self.place] = holders.get(self.place, 0) + 1
