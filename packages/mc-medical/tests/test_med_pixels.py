@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from mc_core.errors import BadSampleError, DataError
+from mc_core.locks import locked
 from mc_medical.data import pixels as pixels_module
 from mc_medical.data.cohort import Studies
 from mc_medical.data.image_config import ImageOptions
@@ -59,6 +62,13 @@ def mixed(tmp_path) -> list[Path]:
         ),
     ]
     return [bad[0], *good[:3], bad[1], doubtful, bad[2], *good[3:], bad[3], bad[4]]
+
+
+@contextlib.contextmanager
+def locked_elsewhere(path: Path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        yield
 
 
 GOOD = [1, 2, 3, 5, 7, 8, 9]
@@ -118,7 +128,7 @@ def test_a_cache_is_taken_up(mixed, tmp_path, monkeypatch):
         assert store.describe() == plain.describe()
         assert store.good.tolist() == GOOD
     names = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert names == {"pixels.npy", "pixels.json", "state.npy", "doubts.jsonl"}
+    assert names == {"pixels.npy", "pixels.json", "pixels.lock", "state.npy", "doubts.jsonl"}
     assert all(b"SECRET" not in path.read_bytes() for path in (tmp_path / "cache").iterdir())
 
 
@@ -141,6 +151,18 @@ def test_an_interrupted_cache_goes_on(mixed, tmp_path, monkeypatch, stop, flush)
     assert store.describe() == plain.describe()
     assert seen[-1] == (12, 12)
     assert len(seen) == 12 - stop // flush * flush
+
+
+def test_two_processes_that_want_the_same_cache_decode_once(mixed, tmp_path):
+    studies = cohort(mixed)
+    with locked_elsewhere(tmp_path / "cache" / "pixels"):
+        waiting = threading.Thread(target=PixelStore.build, args=(studies,), kwargs={"cache": tmp_path / "cache"})
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert PixelStore.build(studies, cache=tmp_path / "cache").good.tolist() == GOOD
 
 
 def test_other_images_options_or_contents_need_another_cache(mixed, tmp_path):

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from mc_core.errors import BadSampleError, DataError
-from mc_core.files import JsonlWriter, atomic_path, read_json, read_jsonl, write_json
+from mc_core.files import JsonlWriter, atomic_path, explain_write_error, read_json, read_jsonl, write_json
+from mc_core.locks import locked
 from mc_core.pool import available_processes, map_items
 from mc_medical.data.cohort import Studies
 from mc_medical.data.image_config import ImageOptions
@@ -68,8 +69,7 @@ class PixelStore:
         Args:
             studies: N of them.
             cache: folder for a mapped file, which a later call for the same images and options takes up, also one that was
-                interrupted; default: in memory. One process at a time may fill it. It holds the images of patients: keep it as
-                safe as these.
+                interrupted; default: in memory. It holds the images of patients: keep it as safe as these.
             processes: to decode with; 0: as many as there are processors where it pays. A script that asks for several must
                 guard its main part by ``if __name__ == "__main__":``.
             progress: called with (done, N).
@@ -85,9 +85,9 @@ class PixelStore:
         if cache is None:
             shape = (len(jobs), studies.options.size, studies.options.size)
             found = _Memory(np.zeros(shape, dtype=np.uint8))
+            found.fill(jobs, studies.options, processes, progress)
         else:
-            found = _Folder(Path(cache), jobs, studies.options)
-        found.fill(jobs, studies.options, processes, progress)
+            found = _filled(Path(cache), jobs, studies.options, processes, progress)
         store = cls(found.array, np.arange(len(jobs)), found.readable, *found.counts())
         if not store.readable.any():
             raise DataError(f"none of {len(jobs)} images can be used: {'; '.join(list(store.examples.values())[:3])}")
@@ -262,6 +262,24 @@ class _Folder(_Memory):
         state[[row for row, record in self.records.items() if record["reason"]]] = 2
         self.state[state > 0] = state[state > 0]
         self.state.flush()  # type: ignore[attr-defined]
+
+
+def _filled(
+    folder: Path,
+    jobs: Sequence[tuple[ImageRef, str]],
+    options: ImageOptions,
+    processes: int,
+    progress: Progress | None,
+) -> _Folder:
+    """Of several processes that ask for the same folder, one decodes and the others wait."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "pixels"):
+            found = _Folder(folder, jobs, options)
+            found.fill(jobs, options, processes, progress)
+            return found
+    except OSError as error:
+        raise explain_write_error(error, folder) from error
 
 
 def _fingerprint(jobs: Iterable[tuple[ImageRef, str]]) -> int:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
 from mc_core.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may then do the same work twice, which renaming makes harmless
-    fcntl = None
 
 log = logging.getLogger("mc_core.vision")  # below the logger that commands show
 
@@ -111,15 +105,6 @@ def stamp(path: str | Path) -> str:
     """A cache key that changes with the file: its absolute path, size and modification time."""
     status = os.stat(path)
     return fingerprint(os.path.abspath(path), status.st_size, status.st_mtime_ns)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Generator[None]:
-    """Hold ``path.lock``, so that of several processes one does the work and the others find it done."""
-    with open(path.with_name(path.name + ".lock"), "ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def size_text(count: float) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 
 from mc_core.errors import DataError
 from mc_core.files import explain_write_error, sync_folder
+from mc_core.locks import locked
 from mc_core.optional import require
-from mc_vision.data._files import cache_folder, fingerprint, locked, log, size_text
+from mc_vision.data._files import cache_folder, fingerprint, log, size_text
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60.0
