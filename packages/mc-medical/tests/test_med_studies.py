@@ -321,6 +321,17 @@ def test_a_ris_export_beside_a_folder_of_dicom_files(tmp_path):
         open_studies(tmp_path / "ris.csv", images=tmp_path / "pacs" / "nothing")
 
 
+def test_accession_numbers_that_lost_their_zeros(tmp_path):
+    for n, accession in enumerate(["0017", "0018", "0"]):
+        write.save(tmp_path / "pacs" / f"{n}.dcm", write.dicom(write.chest(), AccessionNumber=accession))
+    source = tmp_path / "ris.csv"
+    source.write_bytes("accession\treport\r\n17\tErguß.\r\n18\tHerz groß.\r\n".encode("utf-16"))
+    studies = open_studies(source, images=tmp_path / "pacs")
+    assert studies.reports == ("Erguß.", "Herz groß.")
+    assert studies.columns["image"].endswith("in the column 'accession', leading zeros apart")
+    assert len(set(studies.patients.tolist())) == 1
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "tsv", "semicolon"])
 def test_other_kinds_of_tables(tmp_path, kind):
     for n in range(3):
@@ -386,7 +397,8 @@ def test_a_tar_of_images_and_notes(tmp_path):
         (b"nothing", "t.parquet", "not a whole Parquet file"),
         (b"nothing", "t.tar", "not a whole tar archive"),
         (b"{}\nnothing\n", "t.jsonl", "line 2: not a JSON object"),
-        (b"x", "t.xlsx", "give a table (.csv, .tsv, .jsonl, .parquet) or a .tar"),
+        (b"x", "t.xlsx", "is a spreadsheet: save it as CSV (UTF-8) first"),
+        (b"x", "t.sas7bdat", "give a table (.csv, .tsv, .jsonl, .parquet) or a .tar"),
         (b"\x1f\x8b\x08\x00", "t.csv.gz", "not a whole gzip file"),
     ],
 )

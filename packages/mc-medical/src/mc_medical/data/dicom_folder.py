@@ -6,6 +6,7 @@ Legend: N rows, M images.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mc_core.errors import DataError
@@ -15,7 +16,6 @@ from mc_medical.data.image_ref import ImageRef
 from mc_medical.data.tables import Rows
 
 _TAGS = ["SOPInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID", "ViewPosition", "Modality"]
-_HEADERS = 4096  # bytes that most headers fit into, pixels left out
 
 
 def join_dicom_folder(
@@ -35,16 +35,23 @@ def join_dicom_folder(
         )
     paths = sorted(os.path.join(root, file) for root, _, files in os.walk(folder) for file in files)
     headers = [found for found in map_items(read_header, paths, processes=processes) if found is not None]
-    place_of = {cell: i for i, cell in reversed(list(enumerate(rows.cells[columns.roles["study"]]))) if cell}
-    by = max(("AccessionNumber", "StudyInstanceUID"), key=lambda tag: sum(h[tag] in place_of for h in headers))
-    matched = [(place_of[header[by]], header) for header in headers if header[by] in place_of]
+    studies = rows.cells[columns.roles["study"]]
+    by, zeros, most = "", False, 0
+    for tag in ("AccessionNumber", "StudyInstanceUID"):
+        for short in (False, True):  # a spreadsheet takes leading zeros from numbers
+            place_of = _places(studies, short)
+            hits = sum(_key(header[tag], short) in place_of for header in headers)
+            if hits > most:
+                by, zeros, most = tag, short, hits
+    place_of = _places(studies, zeros)
+    matched = [(place_of[key], header) for header in headers if by and (key := _key(header[by], zeros)) in place_of]
     if not matched:
         raise DataError(
             f"{where}: none of the studies in the column {columns.roles['study']!r} is among the {len(headers)} DICOM files below "
             f"{folder}, neither by accession number nor by study UID; name a column of images by --columns.image"
         )
     cells = {name: [column[i] for i, _ in matched] for name, column in rows.cells.items()}
-    told = f"DICOM files whose {by} is in the column {columns.roles['study']!r}"
+    told = f"DICOM files whose {by} is in the column {columns.roles['study']!r}{', leading zeros apart' * zeros}"
     for role, tag in (("patient", "PatientID"), ("view", "ViewPosition"), ("modality", "Modality")):
         if role not in columns.roles:
             cells[f"{role} (DICOM {tag})"] = [header[tag] for _, header in matched]
@@ -56,6 +63,15 @@ def join_dicom_folder(
     joined = Rows(tuple(cells), cells, [rows.numbers[i] for i, _ in matched], unit=rows.unit, bad=bad)
     refs: list[ImageRef | None] = [ImageRef(header["path"]) for _, header in matched]
     return joined, Columns(roles, columns.labels), refs, told
+
+
+def _places(studies: Sequence[str], short: bool) -> dict[str, int]:
+    """Row of each study, the first where a study has several."""
+    return {_key(cell, short): i for i, cell in reversed(list(enumerate(studies))) if cell}
+
+
+def _key(study: str, short: bool) -> str:
+    return study.lstrip("0") or study if short else study
 
 
 def read_header(path: str) -> dict[str, str] | None:

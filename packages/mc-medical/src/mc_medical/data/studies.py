@@ -26,7 +26,7 @@ from mc_medical.data.joins import join_table, join_text_files
 from mc_medical.data.radiograph import FRONTAL, view_name
 from mc_medical.data.reports import ReportOptions, report_text, text_key
 from mc_medical.data.splits import SPLITS
-from mc_medical.data.tables import Rows, read_table
+from mc_medical.data.tables import Rows, decoded, read_table
 from mc_medical.labels import read_labels
 
 _PUBLIC_SALT = b"mc-medical: not a secret"
@@ -237,7 +237,7 @@ def _read_files(paths: Sequence[str]) -> list[str]:
     for path in paths:
         if path not in known:
             try:
-                known[path] = Path(path).read_bytes().decode("utf-8", "replace")
+                known[path] = decoded(Path(path).read_bytes())
             except OSError:
                 known[path] = ""
     return [known[path] for path in paths]

@@ -67,6 +67,8 @@ def read_table(path: str | os.PathLike[str]) -> Rows:
         return _of_records(_json_lines(path), str(path), unit="line")
     if name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
         return _read_csv(path)
+    if name.endswith((".xlsx", ".xls", ".ods")):
+        raise DataError(f"{path} is a spreadsheet: save it as CSV (UTF-8) first")
     raise DataError(f"{path}: give a table (.csv, .tsv, .jsonl, .parquet) or a .tar of images with notes")
 
 
@@ -96,10 +98,7 @@ def _read_csv(path: Path) -> Rows:
         raise DataError(f"{path}: cannot be read ({error.strerror or 'not a whole gzip file'})") from error
     except EOFError as error:
         raise DataError(f"{path}: cut off, not a whole gzip file") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", "replace")  # what older exports of hospitals are written in
+    text = decoded(data)
     head = text[: text.find("\n")] if "\n" in text else text
     tab = path.name.lower().removesuffix(".gz").endswith(".tsv") or ("\t" in head and "," not in head)
     delimiter = "\t" if tab else max(",;", key=head.count)
@@ -127,6 +126,16 @@ def _read_csv(path: Path) -> Rows:
         raise DataError(f"{path} has a header and no rows" + (f"; {bad[0]}" if bad else ""))
     columns = list(zip(*rows, strict=True))
     return Rows(names, dict(zip(names, columns, strict=True)), numbers, unit="line", bad=bad)
+
+
+def decoded(data: bytes) -> str:
+    """Text of a file that does not say its encoding: UTF-8, UTF-16 with its mark, else what older exports are written in."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -190,7 +199,7 @@ def _read_tar(path: Path) -> Rows:
                     images[stem] = number, ImageRef(str(path), member.offset_data, member.size)
                 elif suffix.lower() in (".json", ".txt"):
                     file = archive.extractfile(member)
-                    text = "" if file is None else file.read().decode("utf-8", "replace")
+                    text = "" if file is None else decoded(file.read())
                     note = _note(text, suffix.lower())
                     if note is None:
                         bad.append(f"member {number}: not a JSON object")
