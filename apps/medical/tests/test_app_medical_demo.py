@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
@@ -30,7 +31,7 @@ from mc_medical.prompts import default_prompts
 from mc_medical.tokenizers import train_tokenizer
 from mc_medical_app.runs import open_run
 from mc_medical_app.study_options import StudyOptions
-from mc_medical_app.viewer import Near, Score, Viewer, default_phrase, report_list, score_table
+from mc_medical_app.viewer import Near, Score, Viewer, default_phrase, own_report, report_list, score_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -221,6 +222,10 @@ class TestHtml:
         assert "this image&#x27;s own report" in found or "this image's own report" in found
         assert "same words in 3 images" in found
 
+        assert "&lt;script&gt;" in own_report(TRAP)
+        assert "<script" not in own_report(TRAP)
+        assert own_report("") == ""
+
     def test_findings_of_the_users_prompts_are_text_too(self):
         found = score_table([Score("<i>x</i>", 0.5, 0.4, 0.6, "", None)])
         assert "<i>" not in found
@@ -228,32 +233,29 @@ class TestHtml:
         assert "AUROC" not in found
 
 
-@pytest.fixture(scope="module")
-def served(made):
+@contextlib.contextmanager
+def serving(made, log, *arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = Path(sys.executable).parent / "mc-medical"
-    command = [
-        program,
-        "demo",
-        made / "model",
-        made / "phantoms" / "studies.csv",
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
-    with (made / "log").open("w") as log:
+    command = [program, "demo", *arguments, "--port", str(port), "--device", "cpu"]
+    with log.open("w") as file:
         environment = os.environ | {"GRADIO_TEMP_DIR": str(made / "visitors"), "TMPDIR": str(made)}
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
-        _wait(f"http://127.0.0.1:{port}/", process, made / "log")
+        _wait(f"http://127.0.0.1:{port}/", process, log)
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(30)
-    assert "Traceback" not in (made / "log").read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def served(made):
+    with serving(made, made / "log", made / "model", made / "phantoms" / "studies.csv") as address:
+        yield address
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -384,3 +386,20 @@ def test_uploads_bad_and_good(page, made, viewer):
     assert "its report" not in _text(page, "scores")
     page.screenshot(path=made / "upload.png", full_page=True)
     Image.open(made / "upload.png").verify()
+
+
+def test_without_studies_the_page_takes_uploads_and_shows_no_report(page, made):
+    """A saved model alone: nothing of what it was trained on."""
+    with serving(made, made / "alone.log", made / "model") as address:
+        page.goto(address)
+        page.locator("#go").wait_for()
+        assert not page.locator("#row").is_visible()
+        page.locator("#upload input[type=file]").set_input_files(
+            sorted((made / "phantoms" / "images").glob("*.dcm"))[0]
+        )
+        page.locator("#upload").get_by_text("phantom-").first.wait_for()
+        page.locator("#go").click()
+        page.wait_for_function("document.querySelector('#line')?.innerText.startsWith('Your file.')")
+        page.locator("#map img").wait_for()
+        assert "No reports" in _text(page, "reports")
+        assert "Atelectasis" in _text(page, "scores")

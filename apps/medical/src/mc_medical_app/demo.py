@@ -14,7 +14,7 @@ from mc_core.optional import require
 from mc_core.runs import pick_device
 from mc_medical_app.runs import PHANTOMS, open_run
 from mc_medical_app.study_options import StudyOptions
-from mc_medical_app.viewer import Shown, Viewer, default_phrase, report_list, score_table
+from mc_medical_app.viewer import Shown, Viewer, default_phrase, own_report, report_list, score_table
 
 _MOST_UPLOAD = "100mb"
 _KEEP_FILES = (600, 3600)  # seconds: uploads are looked through every ten minutes and deleted after an hour
@@ -123,20 +123,6 @@ def build_page(viewer: Viewer) -> Any:
                         after = gr.Button("Next →", elem_id="after", size="sm")
                 picture = _picture(gr, "picture")
                 line = gr.Markdown(elem_id="line")
-                with gr.Row(equal_height=True):
-                    file = gr.File(
-                        label="Or a radiograph of your own: DICOM, PNG or JPEG",
-                        type="filepath",
-                        elem_id="upload",
-                        height=120,
-                    )
-                    go = gr.Button("Read it", elem_id="go", variant="primary", scale=0, min_width=90)
-            with gr.Column(scale=7, min_width=420):
-                gr.Markdown("### Zero-shot scores")
-                table = gr.HTML(elem_id="scores")
-                note = gr.Markdown(elem_id="note")
-        with gr.Row():
-            with gr.Column(scale=5, min_width=320):
                 gr.Markdown("### Where a phrase is found")
                 with gr.Row():
                     phrase = gr.Textbox(
@@ -146,8 +132,14 @@ def build_page(viewer: Viewer) -> Any:
                 heat = _picture(gr, "map")
                 heat_line = gr.Markdown(elem_id="map-line")
             with gr.Column(scale=7, min_width=420):
+                gr.Markdown("### Zero-shot scores")
+                table = gr.HTML(elem_id="scores")
+                note = gr.Markdown(elem_id="note")
                 gr.Markdown("### Nearest reports")
                 reports = gr.HTML(elem_id="reports")
+                gr.Markdown("### A radiograph of your own")
+                file = gr.File(label="DICOM, PNG or JPEG", type="filepath", elem_id="upload", height=150)
+                go = gr.Button("Read it", elem_id="go", variant="primary")
         seen = [state, picture, line, table, note, reports, row, phrase, heat, heat_line]
         if choices:
             page.load(told(pick), row, seen, show_progress="hidden")
@@ -172,7 +164,7 @@ def _line(viewer: Viewer, shown: Shown) -> str:
 
 
 def _reports(viewer: Viewer, shown: Shown) -> str:
-    return report_list(viewer.nearest(shown))
+    return own_report(viewer.own_report(shown)) + report_list(viewer.nearest(shown))
 
 
 def _picture(gr: Any, name: str) -> Any:

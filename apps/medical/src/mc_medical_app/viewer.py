@@ -295,13 +295,22 @@ def report_list(near: Sequence[Near]) -> str:
         marks = ["this image's own report"] if one.own else []
         marks += [f"same words in {one.studies} images"] if one.studies > 1 else []
         extra = f" · <b>{' · '.join(marks)}</b>" if marks else ""
-        text = html.escape(one.text).replace("\n", "<br>")
+        text = _as_text(one.text)
         border = "#2e9e5b" if one.own else "rgba(128,128,128,.4)"
         items.append(
             f'<div class="report" style="border-left:4px solid {border};padding:4px 10px;margin:6px 0">'
             f"cosine {one.similarity:.3f}{extra}<br>{text}</div>"
         )
     return "".join(items)
+
+
+def own_report(text: str) -> str:
+    """HTML: the report of the image itself; nothing where there is none."""
+    return f"<details><summary>This image's own report</summary>{_as_text(text)}</details>" if text else ""
+
+
+def _as_text(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def default_phrase(viewer: Viewer, shown: Shown) -> str:
