@@ -21,6 +21,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -374,6 +375,17 @@ def test_a_missing_decoder_names_the_package(syntax, package, monkeypatch):
     with pytest.raises(BadSampleError, match="needs a package to decode") as caught:
         read(dataset)
     assert str(caught.value).endswith(package)
+
+
+def test_twelve_bits_of_jpeg_extended_have_no_decoder():
+    dataset = write.dicom(write.chest())
+    dataset.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    with pytest.raises(
+        BadSampleError, match=r"^row 7: JPEG Extended .* of 12 bits cannot be decoded; export it uncompressed$"
+    ):
+        read(dataset)
 
 
 def test_damaged_compressed_pixels_are_one_line():

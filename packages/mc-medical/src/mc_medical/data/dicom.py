@@ -205,7 +205,7 @@ def _stored(dataset: Dataset, name: str) -> _Stored:
         array, _ = decoder.as_array(dataset, **plain)
     except Exception as error:  # decoders of damaged data may raise anything
         if uid.name.startswith("JPEG Extended") and bits > 8:
-            raise BadSampleError(name, f"{uid.name} needs a package to decode: {_package(uid.name)}") from None
+            raise BadSampleError(name, f"{uid.name} of {bits} bits cannot be decoded; export it uncompressed") from None
         raise BadSampleError(name, f"damaged or cut off: pixels cannot be decoded ({type(error).__name__})") from None
     if array.shape != (rows, columns):
         raise BadSampleError(name, f"pixels of shape {array.shape}, the header says {rows}×{columns}")
