@@ -60,7 +60,8 @@ def test_what_autograd_holds_depends_on_the_micro_batch_alone():
             pairs.mask.fill_(1)
             step = training_step(method, pairs, micro, FIT)
             found[scheme, count, micro] = graph_bytes(step, list(method.parameters()))
-        assert found[scheme, 128, 4] == pytest.approx(found[scheme, 32, 4], rel=0.02)
+        rows = 2 * 4 * CONFIG.dim * (128 - 32) if scheme == "GradCache" else 0  # gradients at all embeddings
+        assert found[scheme, 128, 4] == found[scheme, 32, 4] + rows
         assert found[scheme, 32, 16] > 3 * found[scheme, 32, 4]
 
 
