@@ -32,6 +32,11 @@ class Salt:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
+    @property
+    def secret(self) -> bytes:
+        """As given, or as read from the file."""
+        return self._secret
+
     @classmethod
     def beside(cls, store: Path, *, create: bool = False) -> Salt:
         """The salt of a store or run, from ``STORE.salt``.
