@@ -280,7 +280,7 @@ BAD = {
     "frames": (lambda: write.dicom(write.chest(), NumberOfFrames=3), "3 frames; a radiograph has one"),
     "burned in": (
         lambda: write.dicom(write.chest(), BurnedInAnnotation="YES"),
-        "text is burned into the pixels (BurnedInAnnotation YES); see burned_in",
+        "text is burned into the pixels (BurnedInAnnotation YES); see --image.burned-in",
     ),
     "short LUT": (
         lambda: write.dicom(write.chest(), VOILUTSequence=write.lut(np.arange(256), entries=4096, bits=12)),

@@ -129,7 +129,7 @@ def test_what_cannot_be_used_is_counted_and_the_rest_kept(tmp_path):
 
 def test_a_column_that_holds_no_labels_is_refused(tmp_path):
     source = simple(tmp_path, Edema=["mild", "severe", "0", ""])
-    with pytest.raises(ConfigError, match=r"column 'Edema' is none of labels: 2 of 3 cells .* --columns.labels"):
+    with pytest.raises(ConfigError, match=r"column 'Edema' is none of labels: 2 of 3 cells .* --column.labels"):
         open_studies(source)
     assert open_studies(source, columns=ColumnOptions(labels=())).label_names == ()
     kinds = open_studies(source, columns=ColumnOptions(labels=(), classes="Edema"))

@@ -153,7 +153,7 @@ def _refuse(dataset: Dataset, options: ImageOptions, name: str) -> list[str]:
     notes = []
     if _word(dataset.get("BurnedInAnnotation")) == "YES":
         if options.burned_in == "refuse":
-            raise BadSampleError(name, "text is burned into the pixels (BurnedInAnnotation YES); see burned_in")
+            raise BadSampleError(name, "text is burned into the pixels (BurnedInAnnotation YES); see --image.burned-in")
         if options.burned_in == "warn":
             notes.append("text is burned into the pixels")
     shape = _word(dataset.get("PresentationLUTShape"))

@@ -30,7 +30,7 @@ def join_dicom_folder(
     """
     if "study" not in columns.roles:
         raise DataError(
-            f"{where}: no column of images among {', '.join(rows.names[:12])}: call it 'image', name it with --columns.image, or "
+            f"{where}: no column of images among {', '.join(rows.names[:12])}: call it 'image', name it with --column.image, or "
             "give a column of accession numbers or study UIDs and a folder of DICOM files by --images"
         )
     paths = sorted(os.path.join(root, file) for root, _, files in os.walk(folder) for file in files)
@@ -48,7 +48,7 @@ def join_dicom_folder(
     if not matched:
         raise DataError(
             f"{where}: none of the studies in the column {columns.roles['study']!r} is among the {len(headers)} DICOM files below "
-            f"{folder}, neither by accession number nor by study UID; name a column of images by --columns.image"
+            f"{folder}, neither by accession number nor by study UID; name a column of images by --column.image"
         )
     cells = {name: [column[i] for i, _ in matched] for name, column in rows.cells.items()}
     told = f"DICOM files whose {by} is in the column {columns.roles['study']!r}{', leading zeros apart' * zeros}"

@@ -256,7 +256,7 @@ def _ids(
             told["patient"] = "folders in the image paths"
         elif needed:
             raise DataError(
-                f"{where}: no column of patients among {', '.join(rows.names[:12])}: name it with --columns.patient, or say "
+                f"{where}: no column of patients among {', '.join(rows.names[:12])}: name it with --column.patient, or say "
                 "--no-patient-ids, by which images of one person may be trained on and measured with"
             )
         else:
@@ -298,7 +298,7 @@ def _labels(
             if len(unknown) * 2 > told:
                 raise ConfigError(
                     f"{where}: the column {name!r} is none of labels: {len(unknown)} of {told} cells are none of 1, 0, -1, "
-                    "blank; leave it out of --columns.labels, or name it as --columns.classes"
+                    "blank; leave it out of --column.labels, or name it as --column.classes"
                 )
             for place in unknown:
                 drops.add(f"label {label!r} is none of 1, 0, -1, blank: taken as not mentioned", rows.numbers[place])
