@@ -7,7 +7,6 @@ may be indented by anything, end lines in CRLF, and, in capitals, stand in the m
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 import unicodedata
@@ -29,6 +28,7 @@ from mc_medical.data.report_words import (
 )
 
 _CAPITALS = re.compile(r"(?m)(?:^[ \t]*|(?<=[.;:])[ \t]+)([A-Z][A-Z0-9 /&,()'-]{1,60}?)[ \t]*:")
+_LINE = re.compile(r"(?m)^[ \t]*([^\W\d_][^:\n]{0,60}?)[ \t]*:")
 _ALONE = re.compile(r"(?m)^[ \t]*([A-Z][A-Z /&-]{2,40})[ \t]*$")
 _SIDE_WORDS = ("left", "right"), ("lll", "rll"), ("lul", "rul"), ("leftward", "rightward"), ("lt", "rt")
 _SIDES = {a: b for pair in _SIDE_WORDS for a, b in (pair, pair[::-1])}
@@ -131,8 +131,8 @@ def clean(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text)
     text = BLANKS.sub(" ", text)
-    text = DATES.sub(" ", text)
-    text = LIST_NUMBER.sub(" ", text)
+    if re.search(r"\d", text):
+        text = LIST_NUMBER.sub(" ", DATES.sub(" ", text))
     text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
     text = " ".join(text.split())
     text = re.sub(r"\s+([.,;:!?])", r"\1", text)
@@ -171,12 +171,11 @@ def _parts(text: str, headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(section, body) in order."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     marks: dict[int, tuple[int, str]] = {}
-    for found in _known(tuple(sorted(headers.items()))).finditer(text):
-        marks[found.start(1)] = found.end(), _section(found[1], headers)
-    for pattern in (_CAPITALS, _ALONE):
+    for pattern in (_LINE, _CAPITALS, _ALONE):
         for found in pattern.finditer(text):
-            if pattern is _CAPITALS or _header(found[1]) in SYNONYMS or _header(found[1]) in headers:
-                marks.setdefault(found.start(1), (found.end(), _section(found[1], headers)))
+            plain = _header(found[1])
+            if pattern is _CAPITALS or plain in SYNONYMS or plain in headers:
+                marks.setdefault(found.start(1), (found.end(), _section(plain, headers)))
     name, start = "preamble", 0
     for place in sorted(marks):
         if place < start:
@@ -186,15 +185,7 @@ def _parts(text: str, headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield name, text[start:]
 
 
-@functools.lru_cache(maxsize=8)
-def _known(headers: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
-    """Known headers in any case at the beginning of a line, with a colon."""
-    names = sorted({*SYNONYMS, *(name for name, _ in headers)}, key=len, reverse=True)
-    return re.compile(rf"(?mi)^[ \t]*({'|'.join(map(re.escape, names))})[ \t]*:")
-
-
-def _section(header: str, headers: Mapping[str, str]) -> str:
-    plain = _header(header)
+def _section(plain: str, headers: Mapping[str, str]) -> str:
     if plain in headers:
         return headers[plain]
     if plain in SYNONYMS:
