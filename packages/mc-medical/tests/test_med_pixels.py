@@ -111,9 +111,10 @@ def test_processes_start_only_where_they_pay(mixed, monkeypatch):
     monkeypatch.setattr(pixels_module, "available_processes", lambda: 7)
     many = cohort([mixed[1]] * 40)
     PixelStore.build(many)
+    PixelStore.build(many, processes=0)
     monkeypatch.setattr(pixels_module, "_WORTH", 0.0)
-    PixelStore.build(many)
-    assert asked == [1, 7]
+    PixelStore.build(many, processes=0)
+    assert asked == [1, 1, 7]
 
 
 def test_a_cache_is_taken_up(mixed, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ class PixelStore:
         studies: Studies,
         *,
         cache: str | os.PathLike[str] | None = None,
-        processes: int = 0,
+        processes: int = 1,
         progress: Progress | None = None,
     ) -> PixelStore:
         """Decode all images of a cohort, as its ``options`` say.
@@ -70,8 +70,8 @@ class PixelStore:
             studies: N of them.
             cache: folder for a mapped file, which a later call for the same images and options takes up, also one that was
                 interrupted; default: in memory. It holds the images of patients: keep it as safe as these.
-            processes: to decode with; 0: as many as there are processors where it pays. A script that asks for several must
-                guard its main part by ``if __name__ == "__main__":``.
+            processes: to decode with; 0: as many as there are processors where it pays. They import the main module anew: a
+                script that asks for others than 1 must guard its main part by ``if __name__ == "__main__":``.
             progress: called with (done, N).
 
         Raises:
@@ -308,8 +308,12 @@ def _decoded(jobs: Sequence[tuple[ImageRef, str]], options: ImageOptions, proces
     work = partial(decode, options=options)
     if processes == 0:
         first, jobs = jobs[:_TRIED], jobs[_TRIED:]
-        start = time.perf_counter()
-        yield from map(work, first)
-        left = (time.perf_counter() - start) / max(len(first), 1) * len(jobs)
+        took = []
+        for job in first:
+            start = time.perf_counter()
+            one = work(job)
+            took.append(time.perf_counter() - start)
+            yield one
+        left = float(np.median(took)) * len(jobs) if took else 0.0  # the first imports its libraries
         processes = available_processes() if left > _WORTH else 1
     yield from map_items(work, jobs, processes=processes, chunk=8)
