@@ -33,6 +33,7 @@ from mc_core.distributed import (
 from mc_core.errors import ConfigError
 from mc_core.momentum import MomentumEncoder
 from mc_core.norm import shuffle_rows, shuffled
+from mc_core.paired_losses import TwoSided, distilled_targets, two_sided_gradients
 from mc_core.queue import FeatureQueue
 
 BATCH, DIM = 4, 3
@@ -60,6 +61,27 @@ def encoder() -> nn.Module:
 
 def in_batch_loss(q_BD: Tensor, k_GD: Tensor, first: int) -> Tensor:
     return F.cross_entropy(q_BD @ k_GD.T, torch.arange(first, first + len(q_BD)))
+
+
+def two_sided(left: Tensor, right: Tensor, teacher: Tensor, first: int) -> TwoSided:
+    """Of these rows, of which the first stands at ``first`` among all; targets partly from a teacher."""
+
+    def targets(rows: slice, of_right: bool) -> Tensor:
+        at = torch.arange(first + rows.start, first + rows.stop)
+        logits_bN = teacher[at] @ (teacher.T if of_right else teacher.flip(0).T)
+        return distilled_targets(at[:, None] == torch.arange(len(teacher)), logits_bN, 0.4)
+
+    return two_sided_gradients(left, right, torch.tensor(3.0, dtype=torch.float64), targets, rows=3)
+
+
+def pairs(world: int) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(whole_batch(world, DIM, seed=seed) for seed in (5, 6, 7))  # type: ignore[return-value]
+
+
+@case
+def streamed_gradients(folder: Path) -> dict[str, Tensor]:
+    left, right, teacher = pairs(world_size())
+    return two_sided(own(left), own(right), teacher, rank() * BATCH)._asdict()
 
 
 @case

@@ -121,6 +121,16 @@ def test_a_gathered_loss_under_ddp_has_the_gradient_of_the_whole_batch(results, 
             torch.testing.assert_close(result["gradient_under_ddp"][name], parameter.grad, rtol=0, atol=1e-14)
 
 
+def test_streamed_two_sided_gradients_average_to_those_of_the_whole_batch(results, script):
+    found = [result["streamed_gradients"] for result in results]
+    whole = script.two_sided(*script.pairs(WORLD), 0)
+    for name in ("loss", "scale"):
+        torch.testing.assert_close(sum(one[name] for one in found) / WORLD, getattr(whole, name), rtol=0, atol=1e-13)
+    for name in ("left", "right"):  # DDP averages over processes what each one's rows pull
+        mine = torch.cat([one[name] for one in found]) / WORLD
+        torch.testing.assert_close(mine, getattr(whole, name), rtol=0, atol=1e-13)
+
+
 def test_a_queue_is_the_same_on_every_process_and_in_one(results, script):
     fresh, grown = FeatureQueue(11, 3, with_ids=True), seven_rows()
     for seed in range(3):
