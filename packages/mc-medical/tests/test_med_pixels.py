@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import runpy
 import threading
 from collections import Counter
@@ -20,7 +21,8 @@ from mc_medical.data.image_config import ImageOptions
 from mc_medical.data.image_ref import ImageRef
 from mc_medical.data.inspection import contact_sheet, inspect_image, inspection_figure
 from mc_medical.data.pixels import PixelStore
-from mc_medical.data.radiograph import read_radiograph, square
+from mc_medical.data.radiograph import looks_inverted, read_radiograph, square
+from mc_medical.data.studies import open_studies
 
 write = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("_write_radiographs.py"))))
 
@@ -263,3 +265,43 @@ def test_inspection_keeps_each_step(tmp_path):
     assert read_radiograph(figure, ImageOptions()).pixels.shape[1] > 1500
     with pytest.raises(DataError, match="no images for a contact sheet"):
         contact_sheet([], tmp_path / "none.png")
+
+
+def lungs(size: int = 64) -> np.ndarray:
+    """(S, S): two dark lungs in a bright body, darkness around."""
+    picture = np.zeros((size, size), dtype=np.int64)
+    picture[4:-4, 4:-4] = 3000
+    for column in (0.30, 0.70):
+        picture[size // 5 : 3 * size // 4, round((column - 0.12) * size) : round((column + 0.12) * size)] = 800
+    return picture
+
+
+def test_a_negative_that_nothing_declares_is_doubtful(tmp_path):
+    files = [
+        write.save(tmp_path / "right.png", write.picture((lungs() // 16).astype(np.uint8))),
+        write.save(tmp_path / "negative.png", write.picture((255 - lungs() // 16).astype(np.uint8))),
+        write.save(tmp_path / "right.dcm", write.dicom(4095 - lungs(), PhotometricInterpretation="MONOCHROME1")),
+        write.save(tmp_path / "wrong.dcm", write.dicom(4095 - lungs())),
+        write.save(tmp_path / "lateral.dcm", write.dicom(4095 - lungs(), ViewPosition="LL")),
+    ]
+    store = PixelStore.build(cohort(files, views="all", size=32))
+    doubt = "looks inverted: the middle is darker than the lungs"
+    assert store.notes == {doubt: 2}
+    assert [doubt in pixels_module.decode((ImageRef(str(f)), "x"), ImageOptions(views="all")).notes for f in files] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.skipif("MC_DATA" not in os.environ, reason="MC_DATA names no folder of real data")
+@pytest.mark.parametrize(("name", "wrong", "found"), [("covid-cxr-notes", 0, 180), ("hannover-cxr", 1, 120)])
+def test_few_real_images_and_most_of_their_negatives_are_doubted(name, wrong, found):
+    path = Path(os.environ["MC_DATA"]) / "medical" / f"{name}.tar"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    pixels = PixelStore.build(open_studies(path)).pixels
+    assert sum(map(looks_inverted, pixels)) <= wrong
+    assert sum(looks_inverted(255 - one) for one in pixels) >= found

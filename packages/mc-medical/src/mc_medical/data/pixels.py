@@ -24,7 +24,7 @@ from mc_core.pool import available_processes, map_items
 from mc_medical.data.cohort import Studies
 from mc_medical.data.image_config import ImageOptions
 from mc_medical.data.image_ref import ImageRef
-from mc_medical.data.radiograph import read_radiograph, square
+from mc_medical.data.radiograph import looks_inverted, read_radiograph, square
 
 _FORMAT = 1
 _TRIED = 16  # images decoded here before processes are started
@@ -150,7 +150,9 @@ def decode(job: tuple[ImageRef, str], options: ImageOptions) -> Decoded:
         radiograph = read_radiograph(ref.read(name), options, name=name)
         if options.views == "frontal" and radiograph.frontal is False:
             raise BadSampleError(name, f"view {radiograph.view}, as its header says")
-        return Decoded(square(radiograph.pixels, options.size), notes=radiograph.notes)
+        squared = square(radiograph.pixels, options.size)
+        doubt = ("looks inverted: the middle is darker than the lungs",) if looks_inverted(squared) else ()
+        return Decoded(squared, notes=(*radiograph.notes, *(doubt if radiograph.frontal is not False else ())))
     except BadSampleError as error:
         return Decoded(None, error.reason)
 

@@ -30,6 +30,7 @@ _VIEWS = {
     ),
     **dict.fromkeys(("frontal", "front"), "frontal"),
 }
+_DARKER = -15.0  # of 255
 _BARE_DICOM = (b"\x02\x00", b"\x08\x00")  # group of the first element, where older files have no preamble
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
 
@@ -135,3 +136,19 @@ def square(pixels: np.ndarray, size: int) -> np.ndarray:
     if side != size:
         padded = np.asarray(Image.fromarray(padded).resize((size, size), Image.Resampling.BILINEAR))
     return np.rint(np.clip(padded, 0.0, 1.0) * np.float32(255)).astype(np.uint8)
+
+
+def looks_inverted(squared: np.ndarray) -> bool:
+    """Whether the middle of a frontal chest image is clearly darker than what is beside it: spine and heart stop more rays than
+    lungs do, so that the picture may be a negative that nothing declares, as in many PNG exports of MONOCHROME1.
+
+    A hint and no proof, of ours. Of 337 public frontal images of 155 patients 1 is called inverted, and 307 of their negatives.
+
+    Args:
+        squared: (S, S) uint8.
+    """
+    side = len(squared)
+    at = [round(share * side) for share in (0.20, 0.38, 0.45, 0.55, 0.62, 0.80)]
+    rows = squared[side // 4 : round(0.7 * side)].astype(np.float32)
+    left, middle, right = (rows[:, a:b].mean() for a, b in zip(at[::2], at[1::2], strict=True))
+    return bool(middle - (left + right) / 2 < _DARKER)
