@@ -321,6 +321,72 @@ def test_a_ris_export_beside_a_folder_of_dicom_files(tmp_path):
         open_studies(tmp_path / "ris.csv", images=tmp_path / "pacs" / "nothing")
 
 
+PUBLISHED = {
+    "CheXpert Plus": (
+        {
+            "path_to_image": "train/patient1/study{n}/view1_frontal.png",
+            "frontal_lateral": "Frontal",
+            "ap_pa": "AP",
+            "deid_patient_id": "patient1",
+            "report": "NARRATIVE:\nx\n\nIMPRESSION:\n 1. Text {n} here.\n",
+            "section_impression": "other",
+            "split": "train",
+        },
+        {"views": "AP", "reports": "Text {n} here.", "patients": 1, "studies": 2},
+    ),
+    "NIH ChestX-ray14": (
+        {"Image Index": "0000{n}.png", "Finding Labels": "Edema|Mass", "Patient ID": "{n}", "View Position": "PA"},
+        {"views": "PA", "reports": "", "patients": 2, "studies": 2},
+    ),
+    "PadChest": (
+        {
+            "ImageID": "20536{n}.png",
+            "StudyID": "S{n}",
+            "PatientID": "P1",
+            "Projection": "AP_horizontal",
+            "Report": "derram pleural {n} .",
+        },
+        {"views": "AP", "reports": "derram pleural {n}.", "patients": 1, "studies": 2},
+    ),
+    "covid-chestxray": (
+        {
+            "patientid": "{n}",
+            "finding": "Pneumonia",
+            "view": "AP Supine",
+            "modality": "X-ray",
+            "folder": "images",
+            "filename": "{n}.png",
+            "clinical_notes": "Note {n} reads fever.",
+        },
+        {"views": "AP", "reports": "Note {n} reads fever.", "patients": 2, "studies": 2},
+    ),
+    "a plain export": (
+        {
+            "File Name": "{n}.png",
+            "Accession Number": "A1",
+            "Subject": "x",
+            "Report Text": "Conclusion: Part {n} clear.",
+        },
+        {"views": "", "reports": "Part {n} clear.", "patients": 1, "studies": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_columns_of_published_tables(tmp_path, name):
+    cells, expected = PUBLISHED[name]
+    rows = [{column: cell.format(n=n) for column, cell in cells.items()} for n in (1, 2)]
+    image = next(iter(column for column in cells if cells[column].endswith(".png")))
+    for row in rows:
+        write.save(tmp_path / row[image], PNG)
+    studies = open_studies(table(tmp_path / "t.csv", rows))
+    assert len(studies) == 2
+    assert set(studies.views.tolist()) == {expected["views"]}
+    assert studies.reports == tuple(expected["reports"].format(n=n) for n in (1, 2))
+    assert len(set(studies.patients.tolist())) == expected["patients"]
+    assert len(set(studies.studies.tolist())) == expected["studies"]
+
+
 def test_accession_numbers_that_lost_their_zeros(tmp_path):
     for n, accession in enumerate(["0017", "0018", "0"]):
         write.save(tmp_path / "pacs" / f"{n}.dcm", write.dicom(write.chest(), AccessionNumber=accession))
