@@ -38,7 +38,7 @@ def run_inspect(radiographs: Sequence[Path], *, out: Path | None, image: ImageOp
     if len(found) == 1:
         inspection_figure(found[0][1], out)
     else:
-        contact_sheet([one.radiograph for _, one in found], out)
+        contact_sheet([one for _, one in found], out)
     if as_json:
         print_json(
             {

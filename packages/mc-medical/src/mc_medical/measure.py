@@ -194,7 +194,7 @@ def measure(
                     priors=priors,
                     train_patients=train.studies.patients,
                     test_patients=studies.patients,
-                    resamples=draws,
+                    resamples=0,  # the spread over draws is shown; intervals are the few-shot command's
                     seed=seed,
                 )
             except DataError as error:

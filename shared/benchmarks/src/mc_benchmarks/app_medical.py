@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 Device = Literal["cpu", "cuda"]
@@ -46,4 +47,32 @@ def medical_memory(*, batches: tuple[int, ...] = (128, 512, 2048), micro: int = 
     run_medical_memory(batches=batches, micro=micro, size=size)
 
 
-MEDICAL_COMMANDS: tuple[Callable[..., Any], ...] = (medical_efficiency, medical_memory)
+def medical_claims(
+    *,
+    seeds: int = 5,
+    patients: int = 540,
+    batch: int = 256,
+    micro: int = 16,
+    steps: int = 100,
+    keep: Path = Path("runs/benchmarks"),
+    only_seed: int | None = None,
+) -> None:
+    """What a large contrastive batch is worth: momentum keys, GradCache, plain accumulation, the true batch.
+
+    Args:
+        seeds: Phantoms and weights of their own.
+        patients: Phantoms of a seed.
+        batch: Pairs of an optimizer step.
+        micro: Pairs in the graph.
+        steps: Optimizer steps.
+        keep: Where finished rows are kept.
+        only_seed: Train the rows of this seed and report nothing, for several processes.
+    """
+    from mc_benchmarks.medical_claims import run_medical_claims
+
+    run_medical_claims(
+        seeds=seeds, keep=keep, patients=patients, batch=batch, micro=micro, steps=steps, only_seed=only_seed
+    )
+
+
+MEDICAL_COMMANDS: tuple[Callable[..., Any], ...] = (medical_claims, medical_efficiency, medical_memory)
