@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import runpy
 import subprocess
@@ -28,6 +29,7 @@ from pydicom.uid import (
 )
 
 from mc_core.errors import BadSampleError
+from mc_medical.data import dicom as dicom_module
 from mc_medical.data.image_config import ImageOptions
 from mc_medical.data.radiograph import Radiograph, read_radiograph, view_name
 
@@ -437,3 +439,62 @@ def test_nothing_is_logged_and_no_warning_shows_a_value(caplog):
 def test_reading_loads_no_torch():
     code = "import sys, mc_medical.data.dicom, mc_medical.data.pixels, mc_medical.data.studies; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_values_of_the_header_that_are_no_numbers():
+    plain = read(write.dicom(write.chest()))
+    data = write.encoded(write.dicom(write.chest(), WindowCenter="1234.5", WindowWidth="2000"))
+    found = read_radiograph(data.replace(b"1234.5", b"SECRET"), name="row 7")
+    close(found.pixels, plain.pixels)
+    assert found.notes == ("a window that is no number: percentiles are taken",)
+    data = write.encoded(write.dicom(write.chest(), RescaleSlope="1234.5", RescaleIntercept="1234.5"))
+    found = read_radiograph(data.replace(b"1234.5", b"SECRET"), name="row 7")
+    close(found.pixels, plain.pixels)
+    assert found.notes == ("a rescale that is no number is left out",)
+
+
+def test_any_other_trouble_with_a_header_is_one_line(monkeypatch):
+    monkeypatch.setattr(dicom_module, "voi_table", lambda *_: {}["SECRET"])
+    with pytest.raises(BadSampleError, match=r"^row 7: damaged: a value of the header cannot be read \(KeyError\)$"):
+        read(write.dicom(write.chest()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["plain", "lut", "j2k", "png", "jpeg"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12),
+    st.floats(0.3, 1),
+)
+def test_damage_of_any_kind_is_one_line_or_a_picture(kind, changes, kept):
+    data = bytearray(_whole(kind))
+    head = min(len(data), 900)  # most of the damage falls on headers
+    for where, value in changes:
+        data[int(where * head)] = value
+    damaged = bytes(data[: max(int(kept * len(data)), 1)])
+    found, line = None, ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            found = read_radiograph(damaged, name="row 7")
+        except BadSampleError as error:
+            line = str(error)
+    if found is None:
+        assert line.startswith("row 7: ")
+        assert "\n" not in line
+        assert "SECRET" not in line
+    else:
+        assert found.pixels.dtype == np.float32
+        assert np.isfinite(found.pixels).all()
+        assert 0 <= found.pixels.min() <= found.pixels.max() <= 1
+
+
+@functools.cache
+def _whole(kind: str) -> bytes:
+    if kind in ("png", "jpeg"):
+        return write.picture(write.chest(64, 48, top=255).astype(np.uint8), kind.upper())
+    tags = {"VOILUTSequence": write.lut(np.arange(4096), 0, 12)} if kind == "lut" else {"WindowCenter": 2000}
+    dataset = write.dicom(write.chest(64, 48), WindowWidth=3000, **tags)
+    if kind == "j2k":
+        pytest.importorskip("openjpeg")
+        dataset.compress(JPEG2000Lossless, encoding_plugin="pylibjpeg")
+    return write.encoded(dataset)

@@ -57,45 +57,56 @@ def read_dicom(data: bytes, options: ImageOptions, name: str, record: Record | N
     """
     with quiet():
         dataset = _parse(data, name)
-        notes = _refuse(dataset, options, name)
-        stored = _stored(dataset, name)
-        codes, bits = stored.codes, stored.bits
-        low = -(1 << (bits - 1)) if stored.signed else 0
-        values_V = np.arange(low, low + (1 << bits), dtype=np.float64)
-        counts_V = np.bincount(codes.reshape(-1), minlength=len(values_V))
-        padding_V = _padding(dataset, values_V, stored)
-        padded = int(counts_V[padding_V].sum())
-        counts_V[padding_V] = 0
-        if not counts_V.any():
-            raise BadSampleError(name, "every pixel is padding: an empty picture")
-        if np.count_nonzero(counts_V) == 1:
-            raise BadSampleError(name, "every pixel has the same value: an empty picture")
+        try:
+            return _radiograph(dataset, options, name, record)
+        except BadSampleError:
+            raise
+        except Exception as error:  # a damaged header may raise anything, wherever one of its values is first looked at
+            raise BadSampleError(
+                name, f"damaged: a value of the header cannot be read ({type(error).__name__})"
+            ) from None
 
-        def show(step: str, shown_V: np.ndarray, low: float, high: float, note: str) -> None:
-            if record is not None:
-                record(step, shown_V[codes], low, high, note)
 
-        show("stored values", values_V, values_V[0], values_V[-1], f"{bits} bits{', signed' * stored.signed}")
-        modality = modality_table(dataset, values_V, name)
-        show("modality", modality.values, modality.low, modality.high, modality.note)
-        voi = voi_table(dataset, modality, counts_V, options, name)
-        grey_V = voi.values
-        show("window", grey_V, voi.low, voi.high, voi.note)
-        if dataset.PhotometricInterpretation == "MONOCHROME1":
-            grey_V = 1.0 - grey_V
-            show("inverted", grey_V, 0.0, 1.0, "MONOCHROME1: low values are bright")
-        if padded:
-            grey_V = np.where(padding_V, 0.0, grey_V)
-            show("padding", grey_V, 0.0, 1.0, f"{padded} pixels of padding are black")
-        return Radiograph(
-            grey_V.astype(np.float32)[codes],
-            view=_view(dataset),
-            laterality=str(dataset.get("ImageLaterality") or dataset.get("Laterality") or "").strip()[:1].upper(),
-            modality=_word(dataset.get("Modality")),
-            bits=bits,
-            header=_header(dataset),
-            notes=(*notes, *stored.notes, *modality.warnings, *voi.warnings, *_contrast(grey_V, counts_V)),
-        )
+def _radiograph(dataset: Dataset, options: ImageOptions, name: str, record: Record | None) -> Radiograph:
+    notes = _refuse(dataset, options, name)
+    stored = _stored(dataset, name)
+    codes, bits = stored.codes, stored.bits
+    low = -(1 << (bits - 1)) if stored.signed else 0
+    values_V = np.arange(low, low + (1 << bits), dtype=np.float64)
+    counts_V = np.bincount(codes.reshape(-1), minlength=len(values_V))
+    padding_V = _padding(dataset, values_V, stored)
+    padded = int(counts_V[padding_V].sum())
+    counts_V[padding_V] = 0
+    if not counts_V.any():
+        raise BadSampleError(name, "every pixel is padding: an empty picture")
+    if np.count_nonzero(counts_V) == 1:
+        raise BadSampleError(name, "every pixel has the same value: an empty picture")
+
+    def show(step: str, shown_V: np.ndarray, low: float, high: float, note: str) -> None:
+        if record is not None:
+            record(step, shown_V[codes], low, high, note)
+
+    show("stored values", values_V, values_V[0], values_V[-1], f"{bits} bits{', signed' * stored.signed}")
+    modality = modality_table(dataset, values_V, name)
+    show("modality", modality.values, modality.low, modality.high, modality.note)
+    voi = voi_table(dataset, modality, counts_V, options, name)
+    grey_V = voi.values
+    show("window", grey_V, voi.low, voi.high, voi.note)
+    if _word(dataset.PhotometricInterpretation) == "MONOCHROME1":
+        grey_V = 1.0 - grey_V
+        show("inverted", grey_V, 0.0, 1.0, "MONOCHROME1: low values are bright")
+    if padded:
+        grey_V = np.where(padding_V, 0.0, grey_V)
+        show("padding", grey_V, 0.0, 1.0, f"{padded} pixels of padding are black")
+    return Radiograph(
+        grey_V.astype(np.float32)[codes],
+        view=_view(dataset),
+        laterality=str(dataset.get("ImageLaterality") or dataset.get("Laterality") or "").strip()[:1].upper(),
+        modality=_word(dataset.get("Modality")),
+        bits=bits,
+        header=_header(dataset),
+        notes=(*notes, *stored.notes, *modality.warnings, *voi.warnings, *_contrast(grey_V, counts_V)),
+    )
 
 
 @contextmanager
@@ -142,7 +153,7 @@ def _refuse(dataset: Dataset, options: ImageOptions, name: str) -> list[str]:
     if modality not in options.modalities:
         raise BadSampleError(name, f"modality {modality or 'not told'}, wanted is {', '.join(options.modalities)}")
     photometric = _word(dataset.get("PhotometricInterpretation"))
-    samples = dataset.get("SamplesPerPixel", 1)
+    samples = dataset.get("SamplesPerPixel") or 1
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadSampleError(
             name, f"colour ({photometric or 'not told'}, {samples} samples per pixel); a radiograph is grey"

@@ -59,7 +59,8 @@ def modality_table(dataset: Dataset, values_V: np.ndarray, name: str) -> Table:
             return Table(values_V, low, high, "stored values", (f"rescale slope {m:g} is not usable",))
         ends = sorted((low * m + b, high * m + b))
         return Table(values_V * m + b, ends[0], ends[1], f"value × {m:g} + {b:g}")
-    return Table(values_V, low, high, "stored values")
+    told = _told(dataset, "RescaleSlope") or _told(dataset, "RescaleIntercept")
+    return Table(values_V, low, high, "stored values", ("a rescale that is no number is left out",) if told else ())
 
 
 def voi_table(dataset: Dataset, modality: Table, counts_V: np.ndarray, options: ImageOptions, name: str) -> Table:
@@ -120,6 +121,8 @@ def _window(dataset: Dataset, modality: Table, options: ImageOptions, warnings: 
     """PS3.3 C.11.2.1.2 and C.11.2.1.3; None where there is no window, or none that can be used."""
     centers, widths = _numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")
     if not centers or not widths:
+        if _told(dataset, "WindowCenter") and _told(dataset, "WindowWidth"):
+            warnings.append("a window that is no number: percentiles are taken")
         return None
     if len(centers) != len(widths):
         warnings.append(f"{len(centers)} window centers and {len(widths)} widths: the first of those in both")
@@ -182,10 +185,14 @@ def _look_up(lut: np.ndarray, first: int, inputs: np.ndarray) -> np.ndarray:
     return lut[np.clip(inputs - first, 0, len(lut) - 1).astype(np.int64)]
 
 
+def _told(dataset: Dataset, keyword: str) -> bool:
+    return dataset.get(keyword) not in (None, "")
+
+
 def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
-    value = dataset.get(keyword)
-    if value is None or value == "":
+    if not _told(dataset, keyword):
         return ()
+    value = dataset.get(keyword)
     several = (
         value
         if isinstance(value, (list, tuple)) or (hasattr(value, "__iter__") and not isinstance(value, str))
