@@ -154,8 +154,9 @@ def batch_norm_message(name: str, layers: int) -> str:
 class SmallResNet(nn.Module):
     """A small residual network for CPUs, which is told where each position lies.
 
-    Left and right look alike, and a mean over positions forgets where something was. So coordinates are added to the image, and
-    the last features are scaled and shifted by functions of their position before the mean.
+    Left and right look alike, and pooling over positions forgets where something was. So coordinates are added to the image, and
+    the last features are scaled and shifted by functions of their position before they are pooled. The sum of mean and maximum
+    is: of a small finding in one place a mean alone keeps little.
 
     Shapes: (B, 1, S, S) → map (B, D, h, w) → (B, D), with h = w = S / 2^(stages + 1), D = width · 2^(stages − 1).
     """
@@ -185,8 +186,8 @@ class SmallResNet(nn.Module):
         return features * (1 + scale) + shift
 
     def forward_head(self, features: Tensor, pre_logits: bool = True) -> Tensor:
-        """(B, D): the normalised mean over positions."""
-        return self.norm(features.mean((2, 3)))
+        """(B, D): mean and maximum over positions, normalised."""
+        return self.norm(features.mean((2, 3)) + features.amax((2, 3)))
 
 
 def _coordinates(count: int, like: Tensor) -> Tensor:
