@@ -90,7 +90,7 @@ def _names(known: Sequence[str], asked: Sequence[str], default: Sequence[str]) -
     for name in asked:
         if name not in known:
             raise ConfigError(f"--finding {name!r} is no label of the studies; closest: {closest(name, known)}")
-    return tuple(asked) or tuple(default) or tuple(known)
+    return tuple(asked) or tuple(default)
 
 
 def _save(

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from mc_core.files import atomic_path
+from mc_medical.data.reports import sentences
 from mc_medical.evaluation import overlay, phrase_map
+from mc_medical.labels import label_report
 from mc_medical.model import ImageTextModel, evaluating
 from mc_medical.training import Cohort
 from mc_medical_app.measure import Comparison
@@ -37,8 +39,10 @@ def save(figure: Any, path: Path) -> Path:
     return path
 
 
-def report_figures(found: Comparison, test: Cohort, model: ImageTextModel, folder: Path) -> list[tuple[str, Path]]:
-    """(caption, path) of every picture that these figures allow."""
+def report_figures(
+    found: Comparison, test: Cohort, model: ImageTextModel, folder: Path, *, phantoms: bool
+) -> list[tuple[str, Path]]:
+    """(caption, path) of every picture that these figures allow; radiographs and words of reports are shown of phantoms alone."""
     pictures: list[tuple[str, Path | None]] = []
     if all(one.binary is not None for one in found.rows.values()):
         caption = "Zero-shot AUROC of each finding, with 95 % intervals over patients"
@@ -48,8 +52,9 @@ def report_figures(found: Comparison, test: Cohort, model: ImageTextModel, folde
     if all(one.few_shot is not None for one in found.rows.values()):
         caption = "Heads from few labelled images: macro AUROC over findings"
         pictures.append((caption, heads(found, folder / "few-shot.png")))
-    caption = "Where a phrase of the report is seen: cosine with each position of the image"
-    pictures.append((caption, maps(test, model, folder / "phrases.png")))
+    if phantoms:
+        caption = "Where a phrase of the report is seen: cosine with each position of the image"
+        pictures.append((caption, maps(test, model, folder / "phrases.png")))
     return [(caption, path) for caption, path in pictures if path is not None]
 
 
@@ -116,8 +121,6 @@ def heads(found: Comparison, path: Path) -> Path:
 
 def maps(test: Cohort, model: ImageTextModel, path: Path) -> Path | None:
     """A few images with the map of the first sentence of their report."""
-    from mc_medical.data.reports import sentences
-
     labels = test.studies.labels
     present = np.flatnonzero((labels == 1).sum(axis=1) == 1) if labels.size else np.arange(len(test))
     rows = [int(i) for i in present if test.studies.reports[i]][: 10 * _SHOWN]
@@ -133,11 +136,12 @@ def maps(test: Cohort, model: ImageTextModel, path: Path) -> Path | None:
     if not kept:
         return None
     squares = test.pixels.rows(np.array(kept))
-    phrases = [sentences(test.studies.reports[row])[0] for row in kept]
+    phrases = [_telling(test.studies.reports[row], names, labels[row] if labels.size else None) for row in kept]
     with evaluating(model), torch.inference_mode():
         patches = model.patch_embeddings(model.prepare(squares)).float().cpu().numpy()
     vectors = model.encode_text(phrases)
-    figure, axes = _pyplot().subplots(2, len(kept), figsize=(3 * len(kept), 6.6), squeeze=False)
+    figure, axes = _pyplot().subplots(2, len(kept), figsize=(3 * len(kept), 6.4), squeeze=False)
+    figure.subplots_adjust(hspace=0.03, wspace=0.05)
     for column, (square, patch, vector, phrase) in enumerate(zip(squares, patches, vectors, phrases, strict=True)):
         axes[0][column].imshow(square, cmap="gray", vmin=0, vmax=255)
         axes[1][column].imshow(overlay(square / 255, phrase_map(patch, vector)))
@@ -145,6 +149,13 @@ def maps(test: Cohort, model: ImageTextModel, path: Path) -> Path | None:
         for row in (0, 1):
             axes[row][column].set_axis_off()
     return save(figure, path)
+
+
+def _telling(report: str, names: Sequence[str], labels: np.ndarray | None) -> str:
+    """The sentence that says what the image shows, or the first."""
+    said = sentences(report)
+    there = [] if labels is None else [name for name, label in zip(names, labels, strict=True) if label == 1]
+    return next((s for s in said if any(label_report(s).get(name) == 1 for name in there)), said[0])
 
 
 def radiographs(squares: Sequence[np.ndarray], titles: Sequence[str], path: Path) -> Path:

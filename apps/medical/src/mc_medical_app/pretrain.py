@@ -77,7 +77,17 @@ def run_pretrain(options: PretrainOptions) -> None:
     assert isinstance(trained, MSD)
     model = trained.model.eval()
     title = f"{recipe.system}, {len(cohort.part('train')):,} images of {data_name}"
-    _report(recipe, cohort, model, run_dir, clock, title=title, seconds=result.seconds, as_json=options.json)
+    _report(
+        recipe,
+        cohort,
+        model,
+        run_dir,
+        clock,
+        title=title,
+        seconds=result.seconds,
+        phantoms=options.source is None,
+        as_json=options.json,
+    )
 
 
 def _changes(name: str, options: PretrainOptions) -> dict[str, Any]:
@@ -138,6 +148,7 @@ def _report(
     *,
     title: str,
     seconds: float,
+    phantoms: bool,
     as_json: bool,
 ) -> None:
     test = cohort.part("test")
@@ -150,7 +161,7 @@ def _report(
     )
     shown.fields |= {**fields, **found.fields()}
     with Status("writing the report"):
-        pictures = figures.report_figures(found, test, model, run_dir)
+        pictures = figures.report_figures(found, test, model, run_dir, phantoms=phantoms)
         plain = {key: value for key, value in shown.fields.items() if key == "baselines" or not isinstance(value, dict)}
         shown.fields["report"] = str(
             write_report(run_dir, title=f"{run_dir.name}: {recipe.system}", result=plain, figures=pictures)

@@ -32,6 +32,8 @@ from mc_medical.prompts import Prompts, default_prompts, prompt_vectors
 from mc_medical.training import Cohort
 
 _BATCH = 64
+FEWEST_OF_A_CLASS = 5
+"""Images with a finding, and without it, below which it is not measured."""
 _FEWEST_REPORTS = 2
 _FEWEST_EXCLUSIVE = 2  # classes that a multi-class test needs
 
@@ -104,7 +106,8 @@ def findings_of(studies: Studies, prompts: Prompts | None) -> tuple[Prompts, tup
 
     Args:
         studies: with labels, or without.
-        prompts: of the user, every one of which must be a label; None: ours, as far as they are labels here.
+        prompts: of the user, every one of which must be a label; None: ours for CheXpert's observations, and the bare name for any
+            other label.
 
     Raises:
         ConfigError: prompts for a class that is no label of the studies.
@@ -112,9 +115,24 @@ def findings_of(studies: Studies, prompts: Prompts | None) -> tuple[Prompts, tup
     if prompts is not None:
         prompts.check_labels(studies.label_names)
         return prompts, prompts.names
-    ours = default_prompts()
-    names = tuple(name for name in studies.label_names if name in ours.positive)
-    return ours.only(names), names
+    ours, names = default_prompts(), tuple(studies.label_names)
+    positive = {name: ours.positive.get(name, (name,)) for name in names}
+    negative = {name: ours.negative.get(name, (f"no {name}",)) for name in names}
+    return Prompts(positive, negative), names
+
+
+def _frequent(labels: np.ndarray, names: tuple[str, ...], left_out: dict[str, str]) -> list[int]:
+    """Which findings are there, and are not, often enough for a figure to mean something."""
+    kept = []
+    for place, name in enumerate(names):
+        there, not_there = int((labels[:, place] == 1).sum()), int((labels[:, place] == 0).sum())
+        if min(there, not_there) >= FEWEST_OF_A_CLASS:
+            kept.append(place)
+        elif there:
+            left_out[name] = (
+                f"{there} images with it, {not_there} without; at least {FEWEST_OF_A_CLASS} of each are needed"
+            )
+    return kept
 
 
 def labels_of(studies: Studies, names: tuple[str, ...]) -> np.ndarray:
@@ -167,11 +185,14 @@ def measure(
         )
     else:
         left_out["retrieval"] = f"{len(rows)} studies have a report"
+    if names:
+        kept = _frequent(labels_of(studies, names), names, left_out)
+        names = tuple(names[place] for place in kept)
     if not names:
-        left_out["zero-shot and few-shot"] = "the studies have no labels of findings that there are prompts for"
+        left_out["zero-shot and few-shot"] = "the studies have no finding that is labelled often enough"
         return Measured(left_out=left_out, **result)
     labels = labels_of(studies, names)
-    positive, negative = prompt_vectors(ask, model.encode_text)
+    positive, negative = prompt_vectors(ask.only(names), model.encode_text)
     try:
         chance = binary_probabilities(found.images, positive, negative, model.kappa)
         result["binary"] = score_binary(chance, labels, names, patients=studies.patients, draws=draws, seed=seed)
