@@ -174,6 +174,17 @@ class TestProtocol:
         assert found.low < found.value < found.high
         assert found.patients == 100
 
+    def test_the_penalty_is_chosen_on_whole_patients(self):
+        """Patients with four copies of one image and labels by chance: only folds of patients see that nothing is learned."""
+        rng = np.random.default_rng(0)
+        who = np.repeat(np.arange(40), 4)
+        x, y = np.repeat(rng.normal(size=(40, 30)), 4, axis=0), np.repeat(np.arange(40) % 2, 4).astype(float)
+        assert fit_head(x, y, patients=who).c < fit_head(x, y).c
+        options = {"shots": (), "shares": (1.0,), "resamples": 0}
+        test = rng.normal(size=(50, 30)), np.arange(50)[:, None] % 2
+        a, b = (few_shot(x, y[:, None], *test, ["a"], train_patients=p, **options) for p in (who, None))
+        assert a.auroc["100%"] != b.auroc["100%"]
+
     def test_what_cannot_be_fitted_is_named(self):
         found = self.run(shots=(4, 500))
         assert found.left_out == {"500 Edema": "too few training rows"}

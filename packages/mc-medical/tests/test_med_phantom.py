@@ -16,7 +16,7 @@ from PIL import Image
 from mc_core.errors import ConfigError
 from mc_medical.data.radiograph import read_radiograph
 from mc_medical.evaluation import exclusive_class
-from mc_medical.labels import COMPETITION, OBSERVATIONS, read_labels
+from mc_medical.labels import COMPETITION, OBSERVATIONS, label_report, read_labels
 from mc_medical.phantom import Finding, phantom_patient, write_phantoms, write_report
 from mc_medical.phantom.anatomy import Chest, Exposure, clouds, draw_person
 from mc_medical.phantom.files import Stored, dicom_bytes, png_bytes
@@ -197,6 +197,13 @@ class TestReports:
                     assert name not in present
                 elif name not in ("No Finding", "Lung Opacity", "Pneumonia"):
                     assert name in present
+
+    def test_no_sentence_denies_what_another_says(self, patients):
+        for image in (image for images in patients for image in images):
+            said = image.report.text.partition("FINDINGS:")[2] or image.report.text.partition("IMPRESSION:")[2]
+            for sentence in re.split(r"(?<=\.)\s+", said):
+                for name, value in label_report(sentence).items():
+                    assert value != 0 or image.report.labels[name] == 0, (name, sentence)
 
     def test_opacity_and_pneumonia_go_with_what_they_describe(self, patients):
         opaque = {"Consolidation", "Atelectasis", "Edema", "Lung Lesion"}

@@ -227,7 +227,7 @@ def _device(chest: Chest, finding: Finding) -> np.ndarray:
         end = rng.uniform(-0.15, 0.0)
         path([(-0.30, -0.95), (-0.22, -0.70), (-0.10, -0.50), (-0.085, end)], 0.008, 140)
     mask = np.asarray(canvas.reduce(2), dtype=np.float32) / 255
-    chest.extra += 0.55 * mask
+    chest.extra += 0.40 * mask
     return np.clip(2 * mask, 0, 1)
 
 
