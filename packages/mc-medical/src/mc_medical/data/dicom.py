@@ -36,6 +36,28 @@ _WHITELIST = (
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "PixelSpacing", "ImagerPixelSpacing", "BurnedInAnnotation"),
     *("LossyImageCompression", "PatientOrientation"),
 )
+# What messages may repeat of a header: a damaged one, or one filled in by hand, may hold a name anywhere.
+_MODALITY_CODES = """
+AR AU BI BMD CR CT DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR NM OAM OCT OP OPM OPR
+OPT OPTENF OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT RWV SEG SM SMR SR SRF STAIN TG US VA XA
+XC
+"""
+_MODALITIES = frozenset(_MODALITY_CODES.split())
+_PHOTOMETRIC = frozenset(
+    (
+        "MONOCHROME1",
+        "MONOCHROME2",
+        "PALETTE COLOR",
+        "RGB",
+        "YBR_FULL",
+        "YBR_FULL_422",
+        "YBR_ICT",
+        "YBR_RCT",
+        "XYB",
+        "HSV",
+    )
+)
+_SHAPES = frozenset(("INVERSE", "IDENTITY", "LIN OD"))
 _PACKAGES = {
     "JPEG 2000": 'pip install "mc-medical[compressed]"',
     "High-Throughput": 'pip install "mc-medical[compressed]"',
@@ -149,14 +171,16 @@ def _refuse(dataset: Dataset, options: ImageOptions, name: str) -> list[str]:
     """What is no radiograph is refused; what is doubtful becomes a note."""
     modality = _word(dataset.get("Modality"))
     if "PixelData" not in dataset:
-        raise BadSampleError(name, f"DICOM without pixels (modality {modality or 'not told'})")
+        raise BadSampleError(name, f"DICOM without pixels (modality {_known(modality, _MODALITIES)})")
     if modality not in options.modalities:
-        raise BadSampleError(name, f"modality {modality or 'not told'}, wanted is {', '.join(options.modalities)}")
+        raise BadSampleError(
+            name, f"modality {_known(modality, _MODALITIES)}, wanted is {', '.join(options.modalities)}"
+        )
     photometric = _word(dataset.get("PhotometricInterpretation"))
     samples = dataset.get("SamplesPerPixel") or 1
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadSampleError(
-            name, f"colour ({photometric or 'not told'}, {samples} samples per pixel); a radiograph is grey"
+            name, f"colour ({_known(photometric, _PHOTOMETRIC)}, {samples} samples per pixel); a radiograph is grey"
         )
     frames = dataset.get("NumberOfFrames") or 1
     if int(frames) > 1:
@@ -170,7 +194,7 @@ def _refuse(dataset: Dataset, options: ImageOptions, name: str) -> list[str]:
     shape = _word(dataset.get("PresentationLUTShape"))
     expected = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if shape and shape != expected:
-        notes.append(f"PresentationLUTShape {shape} contradicts {photometric}, which is followed")
+        notes.append(f"PresentationLUTShape {_known(shape, _SHAPES)} contradicts {photometric}, which is followed")
     if _word(dataset.get("PresentationIntentType")) == "FOR PROCESSING":
         notes.append("raw detector values (FOR PROCESSING)")
     orientation = dataset.get("PatientOrientation")
@@ -280,12 +304,17 @@ def _header(dataset: Dataset) -> dict[str, str | float | int]:
         value = dataset.get(keyword)
         if value is None or value == "":
             continue
-        found[keyword] = value if type(value) in (int, float) else str(value)[:64]
+        text = "".join(character for character in str(value)[:64] if character.isprintable())
+        found[keyword] = value if type(value) in (int, float) else text
     return found
 
 
 def _word(value: Any) -> str:
     return str(value if value is not None else "").strip().upper()[:24]
+
+
+def _known(word: str, words: frozenset[str]) -> str:
+    return word if word in words else "unknown" if word else "not told"
 
 
 def _package(syntax: str) -> str:
