@@ -175,7 +175,8 @@ class PairData:
     def describe(self) -> dict[str, Any]:
         """What identifies the pairs, without a word of the reports."""
         return {
-            **self.studies.describe(),
+            "images": len(self),
+            "patients": len(np.unique(self.studies.patients)),
             "texts": len(self.texts),
             "tokens_crc32": zlib.crc32(self.tokens.ids.tobytes()),
             "index_crc32": zlib.crc32(np.stack([self.studies.studies, self._first]).tobytes()),
