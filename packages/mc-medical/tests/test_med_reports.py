@@ -119,8 +119,15 @@ def test_other_languages_by_headers():
     text = "KLINIK: Husten\nBefund: Herz normal groß.\nBEURTEILUNG: Kein Infiltrat am 12.03.2019 sichtbar."
     assert report_text(text, options) == "Kein Infiltrat am sichtbar."
     assert report_text(text, options.model_copy(update={"section": "findings-first"})) == "Herz normal groß."
-    with pytest.raises(ValueError, match="BEFUND: findings"):
-        ReportOptions(headers={"": "findings"})
+    assert (
+        report_text(text, ReportOptions(headers=("befund = findings", "Beurteilung=impression")))
+        == "Kein Infiltrat am sichtbar."
+    )
+    assert ReportOptions(**options.model_dump()) == options
+    assert sections("Befund: Klar.", {"BEFUND": "findings"}) == {"findings": "Klar."}
+    for wrong in ({"": "findings"}, ("BEFUND",), "BEFUND="):
+        with pytest.raises(ValueError, match="names no section; write it as in BEFUND=findings"):
+            ReportOptions(headers=wrong)
 
 
 @pytest.mark.parametrize(

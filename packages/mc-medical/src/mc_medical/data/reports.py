@@ -7,6 +7,7 @@ may be indented by anything, end lines in CRLF, and, in capitals, stand in the m
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -51,15 +52,34 @@ class ReportOptions(StrictModel):
     """Leave out sentences of advice and notification (`recommend follow-up CT`, `discussed with Dr. ___`)."""
     drop_comparisons: bool = False
     """Leave out sentences about earlier studies (`unchanged`, `compared with`), which one image cannot support."""
-    headers: Mapping[str, str] = Field(default_factory=dict)
-    """More headers of sections, for other languages: `BEFUND: findings`, `BEURTEILUNG: impression`."""
+    headers: tuple[str, ...] = ()
+    """More headers of sections, for other languages, each as in `BEFUND=findings`."""
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _as_words(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            return tuple(f"{header}={section}" for header, section in value.items())
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("headers")
     @classmethod
-    def _plain_headers(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        if any(not header.strip() or not section.strip() for header, section in value.items()):
-            raise ValueError("a header and its section need a name each, such as BEFUND: findings")
-        return {_header(header): section.strip().lower() for header, section in value.items()}
+    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            header, equals, section = (part.strip() for part in one.partition("="))
+            if not (header and equals and section):
+                raise ValueError(f"{one!r} names no section; write it as in BEFUND=findings")
+        return value
+
+    @property
+    def sections_of(self) -> Mapping[str, str]:
+        """Header in lower case → section."""
+        return _header_table(self.headers)
+
+
+@functools.lru_cache(maxsize=8)
+def _header_table(headers: tuple[str, ...]) -> dict[str, str]:
+    return {_header(header): section.strip().lower() for header, _, section in (one.partition("=") for one in headers)}
 
 
 def sections(text: str, headers: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -76,7 +96,7 @@ def sections(text: str, headers: Mapping[str, str] | None = None) -> dict[str, s
     {'findings': 'Clear lungs.', 'impression': 'Normal.'}
     """
     found: dict[str, str] = {}
-    for name, body in _parts(text, headers or {}):
+    for name, body in _parts(text, {_header(header): section for header, section in (headers or {}).items()}):
         body = " ".join(body.split())
         if body:
             found[name] = f"{found[name]} {body}" if name in found else body
@@ -89,7 +109,7 @@ def report_text(text: str, options: ReportOptions = ReportOptions()) -> str:  # 
     >>> report_text("INDICATION: Cough.\\n\\nFINDINGS: Clear.\\n\\nIMPRESSION: 1. No pneumonia. 2. Recommend CT.")
     'No pneumonia.'
     """
-    found = sections(text, options.headers)
+    found = sections(text, options.sections_of)
     if options.section == "whole":
         return _filtered(" ".join(found.values()), options)
     if set(found) <= {"preamble"}:
@@ -103,7 +123,7 @@ def report_text(text: str, options: ReportOptions = ReportOptions()) -> str:  # 
         shown = _filtered(found.get(name, ""), options)
         if shown:
             return shown
-    return _filtered(_last_paragraph(text, options.headers), options)
+    return _filtered(_last_paragraph(text, options.sections_of), options)
 
 
 def sentences(text: str) -> list[str]:
