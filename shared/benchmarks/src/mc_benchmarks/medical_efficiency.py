@@ -214,8 +214,8 @@ def run_medical_memory(
         rows=rows,
         reading=f"{size} at {recipe_of(size).augment.size} px on a CPU, each in a process of its own. From the smallest to the "
         f"largest batch at most {worst:.1f} % more (bar {GROWTH_BAR:g} %: "
-        f"{'reached' if worst <= GROWTH_BAR else 'not reached'}). Raw images wait on the host as uint8 and do grow with the batch. Freed "
-        "memory is given back at once, so that resident memory shows what was needed.",
+        f"{'reached' if worst <= GROWTH_BAR else 'not reached'}). Raw images wait on the host as uint8 and do grow with the "
+        "batch. Freed memory is given back at once, so that resident memory shows what was needed.",
     )
     report.save()
     report.show()
