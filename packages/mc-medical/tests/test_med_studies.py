@@ -313,6 +313,7 @@ def test_a_ris_export_beside_a_folder_of_dicom_files(tmp_path):
     assert studies.views.tolist() == ["PA", "AP"]
     assert studies.rows.tolist() == [2, 3]
     assert studies.dropped == {"no DICOM file of the study": 1, "view lateral": 1}
+    assert studies.examples["no DICOM file of the study"] == "line 4: no DICOM file of the study"
     assert studies.columns["image"] == "DICOM files whose AccessionNumber is in the column 'AccessionNumber'"
     assert "SECRET" not in json.dumps(studies.describe())
     with pytest.raises(

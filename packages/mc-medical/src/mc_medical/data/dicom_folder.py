@@ -58,8 +58,8 @@ def join_dicom_folder(
     roles = dict(columns.roles)
     for role, tag in (("patient", "PatientID"), ("view", "ViewPosition"), ("modality", "Modality")):
         roles.setdefault(role, f"{role} (DICOM {tag})")
-    missing = len(set(place_of.values()) - {i for i, _ in matched})
-    bad = [*rows.bad, *[f"{rows.unit} ?: no DICOM file of the study"] * missing]
+    missing = sorted(set(place_of.values()) - {i for i, _ in matched})
+    bad = [*rows.bad, *(f"{rows.unit} {rows.numbers[i]}: no DICOM file of the study" for i in missing)]
     joined = Rows(tuple(cells), cells, [rows.numbers[i] for i, _ in matched], unit=rows.unit, bad=bad)
     refs: list[ImageRef | None] = [ImageRef(header["path"]) for _, header in matched]
     return joined, Columns(roles, columns.labels), refs, told
