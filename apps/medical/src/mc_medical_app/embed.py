@@ -33,7 +33,7 @@ def run_embed(
         names, squares = read_squares(opened, radiograph_files([source]))
         with Status("embedding"):
             vectors = opened.model.encode_image(squares) if what == "image" else _features(opened.model, squares)
-        columns = {"file": names}
+        columns = {"path": names}
     else:
         cohort, _ = opened.cohort(source, studies, part="all")
         with Status("embedding"):

@@ -85,7 +85,8 @@ def _timm(model: ImageTextModel, target: Path) -> tuple[dict[str, Any], list[str
         save_file(state, draft, metadata={"format": "pt"})
     if name is None:
         return {"backbone": None}, ["the small encoder is not a model of timm's; take another --method.image.name"]
-    call = f"timm.create_model('{name}', num_classes=0, in_chans=1, checkpoint_path='{target}')"
+    size = f", img_size={model.image_size}" if hasattr(backbone, "pos_embed") else ""
+    call = f"timm.create_model('{name}', num_classes=0, in_chans=1{size}, checkpoint_path='{target}')"
     return {"backbone": name}, [call, f"pixels: (x − {model.config.image.mean}) / {model.config.image.std}"]
 
 
