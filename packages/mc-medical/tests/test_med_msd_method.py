@@ -122,6 +122,15 @@ def test_dropout_is_drawn_alike_in_both_passes():
         torch.testing.assert_close(text, prepared.own.part(1, batch["micro"]), rtol=1e-12, atol=1e-13)
 
 
+def test_the_teacher_drops_nothing():
+    """Its keys are those of evaluation, also while the student trains with dropout."""
+    method = make(text={**TEXT, "dropout": 0.5}).train()
+    first, second = (method.prepare_step(micro_batches(8), Progress(step=3)) for _ in range(2))
+    assert torch.equal(first.keys[1], second.keys[1])
+    method.eval()
+    torch.testing.assert_close(method.prepare_step(micro_batches(8), Progress(step=3)).keys[1], first.keys[1])
+
+
 @pytest.mark.parametrize("keys", PASSES)
 def test_keys_and_targets_are_constants(keys):
     method = make(keys=keys)

@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -51,8 +49,6 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         backbone = SmallResNet(config) if config.name is None else _timm_model(config, load_pretrained)
-        if config.batch_norm == "freeze":
-            backbone = freeze_batch_norm_2d(backbone)
         self.backbone: Any = backbone
         self.num_features = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
 
@@ -107,6 +103,9 @@ def _grid(backbone: Any, patches: int) -> tuple[int, int]:
 
 
 def _timm_model(config: ImageEncoderConfig, load_pretrained: bool) -> Any:
+    import timm  # seconds, which a model without it need not wait for
+    from timm.layers import freeze_batch_norm_2d
+
     assert config.name is not None
     weights = config.pretrained if load_pretrained else False
     given: dict[str, Any] = {"in_chans": 1, "num_classes": 0, "drop_path_rate": config.drop_path}
@@ -139,7 +138,7 @@ def _timm_model(config: ImageEncoderConfig, load_pretrained: bool) -> Any:
     norms = sum(isinstance(part, _BatchNorm) for part in model.modules())
     if norms and config.batch_norm == "refuse":
         raise ConfigError(batch_norm_message(config.name, norms))
-    return model
+    return freeze_batch_norm_2d(model) if norms else model
 
 
 def batch_norm_message(name: str, layers: int) -> str:
