@@ -9,6 +9,7 @@ import numpy as np
 from mc_core.cli import Status, print_json, print_table
 from mc_core.errors import ConfigError, DataError
 from mc_core.runs import pick_device
+from mc_medical.inference import nearest
 from mc_medical_app import figures
 from mc_medical_app.runs import open_run
 from mc_medical_app.study_options import StudyOptions
@@ -48,14 +49,15 @@ def run_retrieve(
             if not texts:
                 raise DataError("the studies have no reports to find")
             asked = opened.model.encode_image(read_squares(opened, [Path(query)])[1])[0]
-            scores = opened.model.encode_text(texts) @ asked
+            candidates = opened.model.encode_text(texts)
         else:
             asked = opened.model.encode_text([query])[0]
-            scores = opened.model.encode_image(cohort.pixels.pixels) @ asked
-    best = np.argsort(-scores, kind="stable")[:top]
+            candidates = opened.model.encode_image(cohort.pixels.pixels)
+        best, cosines = nearest(asked, candidates, top)
+    near = list(zip(best.tolist(), cosines.tolist(), strict=True))
     if by_image:
-        found = [{"report": texts[i], "cosine": float(scores[i])} for i in best]
-        rows = [[f"{scores[i]:.3f}", _short(texts[i])] for i in best]
+        found = [{"report": texts[i], "cosine": cosine} for i, cosine in near]
+        rows = [[f"{cosine:.3f}", _short(texts[i])] for i, cosine in near]
         columns = ["cosine", "report"]
     else:
         found = [
@@ -63,15 +65,17 @@ def run_retrieve(
                 "row": int(held.rows[i]),
                 "split": str(held.splits[i]),
                 "report": held.reports[i],
-                "cosine": float(scores[i]),
+                "cosine": cosine,
             }
-            for i in best
+            for i, cosine in near
         ]
-        rows = [[str(held.rows[i]), str(held.splits[i]), f"{scores[i]:.3f}", _short(held.reports[i])] for i in best]
+        rows = [
+            [str(held.rows[i]), str(held.splits[i]), f"{cosine:.3f}", _short(held.reports[i])] for i, cosine in near
+        ]
         columns = [held.unit, "split", "cosine", "its report"]
         if out is not None:
             pictures = [cohort.pixels.rows(np.array([i]))[0] for i in best]
-            figures.radiographs(pictures, [f"{held.unit} {held.rows[i]}, {scores[i]:.3f}" for i in best], out)
+            figures.radiographs(pictures, [f"{held.unit} {held.rows[i]}, {cosine:.3f}" for i, cosine in near], out)
     if as_json:
         print_json({"query": query, "found": found, **({"picture": str(out)} if out is not None else {})})
     else:

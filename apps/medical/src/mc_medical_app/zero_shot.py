@@ -17,8 +17,8 @@ from mc_core.files import atomic_path, write_atomic
 from mc_core.optional import require
 from mc_core.runs import pick_device
 from mc_medical.data.radiograph import read_radiograph, square
-from mc_medical.evaluation import binary_probabilities
-from mc_medical.prompts import Prompts, default_prompts, load_prompts, prompt_vectors
+from mc_medical.inference import asked_prompts, zero_shot
+from mc_medical.prompts import load_prompts
 from mc_medical_app.runs import OpenedRun, open_run, tell_left_out
 
 ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
@@ -39,12 +39,10 @@ def run_zero_shot(
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out {out}: the name decides the format and must end in .csv or .parquet")
     files = radiograph_files(radiographs)
-    ask = asked(findings, None if prompts is None else load_prompts(prompts))
+    ask = asked_prompts(findings, None if prompts is None else load_prompts(prompts))
     opened = open_run(run, pick_device(device))
     names, squares = read_squares(opened, files)
-    images = opened.model.encode_image(squares)
-    positive, negative = prompt_vectors(ask, opened.model.encode_text)
-    scores = binary_probabilities(images, positive, negative, opened.model.kappa)
+    scores = zero_shot(opened.model, squares, ask).probability
     if out is not None:
         _write(out, names, ask.names, scores)
     if as_json:
@@ -61,24 +59,6 @@ def run_zero_shot(
         )
     else:
         _log.info("%d radiographs, %d findings: %s", len(names), len(ask.names), out)
-
-
-def asked(findings: Sequence[str], prompts: Prompts | None) -> Prompts:
-    """The prompts of these findings; one that has none is asked for by its name."""
-    known = prompts or default_prompts()
-    if not findings:
-        return known
-    if prompts is not None:
-        return prompts.only(findings, of="--finding")
-    by_case = {name.lower(): name for name in known.names}
-    positive, negative = {}, {}
-    for finding in findings:
-        name = by_case.get(finding.strip().lower())
-        if not finding.strip():
-            raise ConfigError('--finding is empty: give a name such as "Pleural Effusion"')
-        positive[name or finding] = known.positive[name] if name else (finding,)
-        negative[name or finding] = known.negative[name] if name else (f"no {finding}",)
-    return Prompts(positive, negative)
 
 
 def radiograph_files(given: Sequence[Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-    from transformers import PreTrainedTokenizerFast
 
 _CHUNK = 16_384  # sentences tokenised at once, which bounds memory
 
@@ -52,12 +51,12 @@ class Tokens:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int, *, words: bool = False
+    tokenizer: Any, texts: Sequence[str], max_length: int, *, words: bool = False
 ) -> Tokens:
     """Tokenise in bulk.
 
     Args:
-        tokenizer: a fast one.
+        tokenizer: a fast one of Hugging Face, with its ``backend_tokenizer``.
         texts: N sentences.
         max_length: tokens of a sentence, special ones included; the rest is cut off.
         words: also find where words begin.

@@ -58,13 +58,7 @@ _PHOTOMETRIC = frozenset(
     )
 )
 _SHAPES = frozenset(("INVERSE", "IDENTITY", "LIN OD"))
-_PACKAGES = {
-    "JPEG 2000": 'pip install "mc-medical[compressed]"',
-    "High-Throughput": 'pip install "mc-medical[compressed]"',
-    "RLE": 'pip install "mc-medical[compressed]"',
-    "JPEG-LS": "pip install pyjpegls",
-    "JPEG": "pip install python-gdcm",
-}
+_INSTALL = 'pip install "mc-medical[compressed]"'
 
 
 def read_dicom(data: bytes, options: ImageOptions, name: str, record: Record | None = None) -> Radiograph:
@@ -233,7 +227,7 @@ def _stored(dataset: Dataset, name: str) -> _Stored:
     except NotImplementedError:
         raise BadSampleError(name, f"transfer syntax {uid.name}: not one of pictures") from None
     if not decoder.is_available:
-        raise BadSampleError(name, f"{uid.name} needs a package to decode: {_package(uid.name)}")
+        raise BadSampleError(name, f"{uid.name} needs a package to decode: {_INSTALL}")
     try:
         # pydicom would clear the unused bits as if the stored ones always began at the lowest
         plain: Any = {"raw": True, "correct_unused_bits": False}
@@ -315,7 +309,3 @@ def _word(value: Any) -> str:
 
 def _known(word: str, words: frozenset[str]) -> str:
     return word if word in words else "unknown" if word else "not told"
-
-
-def _package(syntax: str) -> str:
-    return next(package for start, package in _PACKAGES.items() if syntax.startswith(start))
