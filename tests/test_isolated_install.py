@@ -276,3 +276,49 @@ def test_remote_sensing_alone_maps(wheels: Path, tmp_path: Path) -> None:
     programs = _install("mc-remote-sensing", tmp_path / "environment", wheels)
     said = _run(programs / "python", "-c", REMOTE_SENSING_ALONE, cwd=tmp_path)
     assert said.splitlines()[-1].split() == ["mapped", "102400"]
+
+
+def test_medical_brings_nothing_of_geodata_or_signals(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-medical")
+    assert found >= {"mc-core", "pydicom", "timm", "transformers", "tokenizers", "pyarrow"}
+    others = {
+        "rasterio",
+        "neurokit2",
+        "sentence-transformers",
+        "mc-vision",
+        "mc-text-code",
+        "mc-wearables",
+        "pylibjpeg",
+    }
+    assert not found & (others | {"cyclopts", "gradio", "onnx", "matplotlib", "pandas", "mc-medical-app"})
+    assert brings("mc-medical[compressed]") >= {"pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls", "python-gdcm"}
+    assert "pylibjpeg-libjpeg" not in brings("mc-medical[all]"), "it is under the GPL"
+    assert brings("mc-medical[app]") >= {"mc-medical-app", "onnxruntime", "cyclopts", "matplotlib"}
+
+
+MEDICAL_ALONE = """
+import sys
+
+from mc_medical import load_image_text_model, open_studies, prepare_cohort, pretrain_pairs, resolve_recipe, write_phantoms
+from mc_medical import zero_shot
+
+files = write_phantoms("phantoms", patients=30, size=48, seed=1)
+cohort = prepare_cohort(open_studies(files.table))
+recipe = resolve_recipe("msd-laptop", {
+    "method": {"image": {"image_size": 32, "width": 8}, "text": {"hidden_size": 16, "heads": 2}, "dim": 16},
+    "augment": {"size": 32},
+    "fit": {"steps": 2, "batch_size": 16, "accumulation": 4, "device": "cpu"},
+})
+pretrain_pairs(recipe, cohort, "run")
+model = load_image_text_model("run")
+found = zero_shot(model, sorted(files.images.glob("*.dcm"))[:3], ["Pleural Effusion", "Cardiomegaly"])
+assert found.probability.shape == (3, 2)
+assert not {"rasterio", "neurokit2", "matplotlib", "sentence_transformers", "pandas"} & set(sys.modules)
+print("scored", *found.prompts.names)
+"""
+
+
+def test_medical_alone_trains_and_scores(wheels: Path, tmp_path: Path) -> None:
+    programs = _install("mc-medical", tmp_path / "environment", wheels)
+    said = _run(programs / "python", "-c", MEDICAL_ALONE, cwd=tmp_path)
+    assert said.splitlines()[-1] == "scored Pleural Effusion Cardiomegaly"
