@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mc_core.errors import DataError
+from mc_core.resampling import Difference
 from mc_wearables.evaluation.identity import IdentityResult, identity_report
-from mc_wearables.evaluation.intervals import Difference
 from mc_wearables.evaluation.probes import Level, ProbeResult, compare, probe
 from mc_wearables.evaluation.splits import Features
 

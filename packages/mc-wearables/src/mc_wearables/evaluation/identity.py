@@ -16,7 +16,7 @@ import torch
 from mc_core.errors import DataError
 from mc_core.evaluation import BootstrapInterval, effective_rank
 from mc_core.random import derive_seed
-from mc_wearables.evaluation.intervals import _resampled
+from mc_core.resampling import resampled_values
 from mc_wearables.evaluation.splits import Features
 
 _HALVES = 0x4A1F
@@ -111,7 +111,7 @@ def reidentification(
         similarity[local, rows] = similarity[local, rows ^ 1] = -np.inf
         hit[rows] = own > similarity.max(axis=1) + 1e-9  # a tie is a miss
     group = np.arange(2 * people) // 2
-    sampled = _resampled(lambda t, s, w: w @ s / w.sum(axis=1), hit, [hit], group, draws, level, seed)[0]
+    sampled = resampled_values(lambda t, s, w: w @ s / w.sum(axis=1), hit, [hit], group, draws, level, seed)[0]
     low, high = np.quantile(sampled, [(1 - level) / 2, (1 + level) / 2])
     return BootstrapInterval(float(hit.mean()), float(low), float(high), draws, 0), people
 

@@ -16,7 +16,7 @@ import numpy as np
 from mc_core.errors import ConfigError, DataError, closest
 from mc_core.evaluation import BootstrapInterval
 from mc_core.random import derive_seed
-from mc_wearables.evaluation.intervals import Difference, bootstrap_metrics, paired_difference
+from mc_core.resampling import Difference, bootstrap_metrics, paired_difference
 from mc_wearables.evaluation.splits import Features, check_disjoint
 
 Task = Literal["regression", "classification"]
