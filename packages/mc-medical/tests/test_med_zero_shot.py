@@ -9,18 +9,22 @@ import pytest
 from sklearn import metrics
 
 from mc_core.errors import ConfigError, DataError
+from mc_core.evaluation import bootstrap_interval
 from mc_medical.evaluation import (
-    average_precision,
+    area,
+    area_interval,
     binary_probabilities,
     class_probabilities,
     class_scores,
     exclusive_class,
-    patient_interval,
+    interval_of,
+    macro_interval,
+    mean_interval,
     reliability,
     score_binary,
     zero_shot_multiclass,
 )
-from mc_medical.evaluation.intervals import AUROC, Interval, macro
+from mc_medical.evaluation.intervals import Interval
 from mc_medical.evaluation.zero_shot import macro_f1
 
 NAMES = ("Atelectasis", "Edema", "Pleural Effusion")
@@ -212,32 +216,73 @@ class TestBinary:
         assert len(text) < 3000
 
 
-class TestAveragePrecision:
+class TestAreas:
     @pytest.mark.parametrize("seed", range(6))
     def test_beside_scikit_learn_with_ties(self, seed):
         rng = np.random.default_rng(seed)
         y = rng.integers(0, 2, 50)
         score = rng.integers(0, 8, 50) / 8.0 if seed % 2 else rng.random(50)
-        assert average_precision(y, score) == pytest.approx(metrics.average_precision_score(y, score), abs=1e-12)
+        assert area("auprc", y, score) == pytest.approx(metrics.average_precision_score(y, score), abs=1e-12)
+        assert area("auroc", y, score) == pytest.approx(metrics.roc_auc_score(y, score), abs=1e-12)
 
     def test_closed_forms(self):
-        assert average_precision(np.array([1, 1, 0, 0]), np.array([4, 3, 2, 1])) == 1
-        assert average_precision(np.array([0, 0, 0, 1]), np.zeros(4)) == 0.25
-        assert average_precision(np.array([0, 0, 1]), np.array([3, 2, 1])) == pytest.approx(1 / 3)
-        with pytest.raises(DataError, match="no positive"):
-            average_precision(np.zeros(3), np.arange(3.0))
+        assert area("auprc", np.array([1, 1, 0, 0]), np.array([4, 3, 2, 1])) == 1
+        assert area("auprc", np.array([0, 0, 0, 1]), np.zeros(4)) == 0.25
+        assert area("auprc", np.array([0, 0, 1]), np.array([3, 2, 1])) == pytest.approx(1 / 3)
+        assert area("auroc", np.array([0, 0, 0, 1]), np.zeros(4)) == 0.5
+
+    @pytest.mark.parametrize(
+        ("y", "score", "message"),
+        [
+            ([0, 0], [1, 2], "there are 0 of 2 positives"),
+            ([0, 1], [1, NAN], "not finite at 1 of 2"),
+            ([0, 1], [1], "same length"),
+            ([], [], "not empty"),
+            ([0, 2], [1, 2], "truth of 0 and 1"),
+        ],
+    )
+    def test_bad_input(self, y, score, message):
+        with pytest.raises(DataError, match=message):
+            area("auroc", np.array(y), np.array(score))
 
 
 class TestIntervals:
+    @pytest.mark.parametrize("name", ["auroc", "auprc"])
+    def test_the_same_as_one_resample_after_the_other(self, name):
+        rng = np.random.default_rng(2)
+        y, who = rng.integers(0, 2, 60), rng.integers(0, 25, 60)
+        score = y + rng.normal(size=60)
+        fast = area_interval(name, y, score, who, draws=150, seed=4)
+        core = bootstrap_interval(lambda a, b: area(name, a, b), y, score, n=150, seed=4, groups=who)
+        assert (fast.value, fast.low, fast.high) == pytest.approx((core.value, core.low, core.high), abs=1e-9)
+        slow = interval_of(lambda a, b: area(name, a, b), y, score, who, draws=150, seed=4)
+        assert (slow.low, slow.high, slow.patients) == pytest.approx((fast.low, fast.high, fast.patients), abs=1e-9)
+        mean = mean_interval(score, who, draws=150, seed=4)
+        other = interval_of(lambda a, _: float(a.mean()), score, score, who, draws=150, seed=4)
+        assert (mean.value, mean.low, mean.high) == pytest.approx((other.value, other.low, other.high), abs=1e-9)
+
+    def test_macro_is_the_mean_over_columns_of_the_same_resample(self):
+        rng = np.random.default_rng(6)
+        y = np.where(rng.random((80, 3)) < 0.2, NAN, rng.integers(0, 2, (80, 3)))
+        score, who = np.nan_to_num(y) + rng.normal(size=(80, 3)), rng.integers(0, 40, 80)
+
+        def naive(truth, p):
+            known = ~np.isnan(truth)
+            return float(np.mean([area("auroc", truth[known[:, c], c], p[known[:, c], c]) for c in range(3)]))
+
+        fast = macro_interval("auroc", y, score, who, draws=100, seed=1)
+        slow = interval_of(naive, y, score, who, draws=100, seed=1)
+        assert (fast.value, fast.low, fast.high) == pytest.approx((slow.value, slow.low, slow.high), abs=1e-9)
+
     def test_patients_are_drawn_whole(self):
         """Ten copies of each row are no more evidence than one: the interval stays as wide."""
         rng = np.random.default_rng(0)
         y = rng.integers(0, 2, 60)
         score = y + rng.normal(size=60)
-        once = patient_interval(AUROC, y, score, draws=400)
+        once = area_interval("auroc", y, score, draws=400)
         copied = np.repeat(np.arange(60), 10)
-        many = patient_interval(AUROC, y[copied], score[copied], copied, draws=400)
-        naive = patient_interval(AUROC, y[copied], score[copied], draws=400)
+        many = area_interval("auroc", y[copied], score[copied], copied, draws=400)
+        naive = area_interval("auroc", y[copied], score[copied], draws=400)
         assert many.patients == once.patients == 60
         assert many.rows == 600
         assert many.high - many.low == pytest.approx(once.high - once.low, rel=0.02)
@@ -246,39 +291,39 @@ class TestIntervals:
     def test_it_covers_the_truth_about_as_often_as_it_says(self):
         inside = 0
         for seed in range(60):
-            rng = np.random.default_rng(seed)
-            value = rng.normal(size=80)
-            found = patient_interval(lambda a, _: float(a.mean()), value, value, draws=200, seed=seed)
+            value = np.random.default_rng(seed).normal(size=80)
+            found = mean_interval(value, draws=200, seed=seed)
             inside += found.low <= 0 <= found.high
         assert 50 <= inside <= 60
 
-    def test_names_of_patients_and_order_of_rows_do_not_count(self):
+    def test_names_of_patients_do_not_count(self):
         rng = np.random.default_rng(3)
         y, score, who = rng.integers(0, 2, 50), rng.random(50), rng.integers(0, 20, 50)
-        a = patient_interval(AUROC, y, score, who, draws=100)
-        b = patient_interval(AUROC, y, score, [f"patient {w:03d}" for w in who], draws=100)
-        assert a == b
+        a = area_interval("auroc", y, score, who, draws=100)
+        assert a == area_interval("auroc", y, score, [f"patient {w:03d}" for w in who], draws=100)
 
     def test_undefined_resamples_are_counted_or_leave_no_interval(self):
         y, score = np.array([1, 0, 0, 0, 0, 0]), np.arange(6.0)
-        found = patient_interval(AUROC, y, score, draws=200)
-        assert 20 < found.skipped < 120
-        alone = patient_interval(AUROC, np.array([1, 0]), np.array([1.0, 0]), ["a", "b"], draws=20, seed=1)
-        assert alone.value == 1
-        same = patient_interval(lambda a, b: _raise_if_repeated(b), y, score, draws=20)
-        assert same.low is None
-        assert same.skipped == 20
+        assert 20 < area_interval("auroc", y, score, draws=200).skipped < 120
+        mixed = macro_interval("auroc", np.stack([y, 1 - y], axis=1), np.stack([score, score], axis=1), draws=200)
+        assert 20 < mixed.skipped < 120
+        one = area_interval("auroc", np.array([1, 0]), np.array([1.0, 0]), ["a", "a"], draws=20)
+        assert (one.low, one.high, one.patients) == (1, 1, 1)
+        never = interval_of(lambda _, b: _raise_if_repeated(b), y, score, draws=20)
+        assert (never.value, never.low, never.skipped) == (0, None, 20)
         assert str(Interval(0.5, None, None, 3, 3)) == "0.500"
+        assert str(Interval(0.5, 0.25, 0.75, 3, 3)) == "0.500 (0.250–0.750)"
 
     def test_macro_is_undefined_where_a_column_is(self):
-        mean = macro(AUROC)
         y = np.array([[0, 1], [1, NAN], [0, 1]])
-        with pytest.raises(DataError, match="defined for 1 of 2"):
-            mean(y, np.random.default_rng(0).random((3, 2)))
+        with pytest.raises(DataError, match="there are 2 of 2 positives"):
+            macro_interval("auroc", y, np.random.default_rng(0).random((3, 2)))
 
     def test_wrong_number_of_patients(self):
         with pytest.raises(DataError, match="each of 2 rows needs its patient"):
-            patient_interval(AUROC, np.array([0, 1]), np.array([0.0, 1]), ["a"])
+            area_interval("auroc", np.array([0, 1]), np.array([0.0, 1]), ["a"])
+        with pytest.raises(DataError, match="not empty"):
+            mean_interval(np.array([]))
 
 
 def _raise_if_repeated(rows):

@@ -18,8 +18,7 @@ from PIL import Image
 
 from mc_core.errors import BadSampleError, DataError
 from mc_medical.data.radiograph import read_radiograph, square
-from mc_medical.evaluation import binary_probabilities, overlay, patient_interval, phrase_map
-from mc_medical.evaluation.intervals import AUROC, Interval
+from mc_medical.evaluation import Interval, area_interval, binary_probabilities, overlay, phrase_map
 from mc_medical.labels import resolve_labels
 from mc_medical.model import evaluating
 from mc_medical.prompts import Prompts, default_prompts, ensemble, phrase_vectors, resampled
@@ -157,7 +156,7 @@ class Viewer:
             known = ~np.isnan(truth)
             if min((truth == 1).sum(), (truth == 0).sum()) >= _LEAST_CLASS:
                 score, who = probability[known, place], studies.patients[known]
-                found[name] = patient_interval(AUROC, truth[known], score, who, draws=_DRAWS)
+                found[name] = area_interval("auroc", truth[known], score, who, draws=_DRAWS)
         return found
 
     def choices(self) -> list[tuple[str, int]]:

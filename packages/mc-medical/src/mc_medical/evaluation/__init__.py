@@ -10,7 +10,14 @@ from mc_core.lazy import attach
 if TYPE_CHECKING:
     from mc_medical.evaluation.calibration import Reliability, reliability
     from mc_medical.evaluation.heads import FewShotResult, Head, few_shot, fit_head
-    from mc_medical.evaluation.intervals import Interval, average_precision, patient_interval
+    from mc_medical.evaluation.intervals import (
+        Interval,
+        area,
+        area_interval,
+        interval_of,
+        macro_interval,
+        mean_interval,
+    )
     from mc_medical.evaluation.ranking import RetrievalResult, best_ranks, class_precision, first_of_each, retrieval
     from mc_medical.evaluation.similarity import overlay, phrase_map, pointing_hit, write_overlay
     from mc_medical.evaluation.zero_shot import (
@@ -32,7 +39,8 @@ __all__ = [
     "MultiClassResult",
     "Reliability",
     "RetrievalResult",
-    "average_precision",
+    "area",
+    "area_interval",
     "best_ranks",
     "binary_probabilities",
     "class_precision",
@@ -42,8 +50,10 @@ __all__ = [
     "few_shot",
     "first_of_each",
     "fit_head",
+    "interval_of",
+    "macro_interval",
+    "mean_interval",
     "overlay",
-    "patient_interval",
     "phrase_map",
     "pointing_hit",
     "reliability",
@@ -58,7 +68,7 @@ __getattr__, __dir__ = attach(
     {
         "calibration": ["Reliability", "reliability"],
         "heads": ["FewShotResult", "Head", "few_shot", "fit_head"],
-        "intervals": ["Interval", "average_precision", "patient_interval"],
+        "intervals": ["Interval", "area", "area_interval", "interval_of", "macro_interval", "mean_interval"],
         "ranking": ["RetrievalResult", "best_ranks", "class_precision", "first_of_each", "retrieval"],
         "similarity": ["overlay", "phrase_map", "pointing_hit", "write_overlay"],
         "zero_shot": [

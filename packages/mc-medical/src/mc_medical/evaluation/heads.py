@@ -18,7 +18,7 @@ import numpy as np
 from mc_core.errors import ConfigError, DataError
 from mc_core.random import derive_seed
 from mc_medical.evaluation.checks import binary_labels, groups
-from mc_medical.evaluation.intervals import AUROC, Interval, patient_interval
+from mc_medical.evaluation.intervals import Interval, area, area_interval
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 """scikit-learn's C, tried from strong to weak penalty: minimise ½‖w‖² + C Σ log(1 + exp(−y (xw + b)))."""
@@ -281,10 +281,10 @@ def few_shot(
                     seed=derive_seed(seed, draw),
                 )
                 logits = head.logits(test_x[known])
-                scores.append(AUROC(truth[known], logits))
+                scores.append(area("auroc", truth[known], logits))
                 if draw == 0:
-                    interval.setdefault(label, {})[name] = patient_interval(
-                        AUROC, truth[known], logits, who_held[known], draws=resamples, seed=seed
+                    interval.setdefault(label, {})[name] = area_interval(
+                        "auroc", truth[known], logits, who_held[known], draws=resamples, seed=seed
                     )
                     rows.setdefault(label, {})[name] = len(support)
             else:

@@ -1,24 +1,26 @@
-"""Intervals over patients, and the metrics they are put around.
+"""Intervals over patients: a patient's studies are no independent evidence, so that whole patients are resampled.
 
-A patient's studies are no independent evidence, so that whole patients are resampled.
-
-Legend: N rows, C observations.
+Legend: N rows, C observations, B resamples.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from mc_core import resampling
 from mc_core.errors import DataError
-from mc_core.evaluation import BootstrapInterval, auroc, bootstrap_interval
+from mc_core.resampling import resampled_values
 from mc_medical.evaluation.checks import groups
 
-Metric = Callable[[np.ndarray, np.ndarray], float]
-"""(truth, score) → a number; raises DataError where it is undefined."""
+Area = Literal["auroc", "auprc"]
+"""Area under the ROC curve, or average precision."""
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(truth, score, weights (B, N)) → (B,); NaN where undefined."""
 
 
 @dataclass(frozen=True)
@@ -50,54 +52,33 @@ class Interval:
         return f"{self.value:.3f}{ends}"
 
 
-def average_precision(truth: np.ndarray, score: np.ndarray) -> float:
-    """Area under the precision-recall curve, as the mean of precision over gained recall; ties move together.
+def area(name: Area, truth: np.ndarray, score: np.ndarray) -> float:
+    """An area of all rows.
 
     Args:
+        name: ``auroc`` or ``auprc``; of equal scores none is before another.
         truth: (N,) of 0 and 1.
         score: (N,).
 
     Raises:
-        DataError: no positive, or NaN.
+        DataError: one class is missing, lengths differ, values that are not finite.
 
-    >>> round(average_precision(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])), 4)
-    0.8333
+    >>> area("auroc", np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
+    0.75
     """
     truth, score = np.asarray(truth, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    if truth.shape != score.shape or truth.ndim != 1 or np.isnan(score).any():
-        raise DataError(
-            f"truth {truth.shape} and score {score.shape} must be two lists of the same length, without NaN"
-        )
-    total = truth.sum()
-    if not total:
-        raise DataError("no positive; the precision-recall curve needs one")
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.diff(score[order]) != 0, True)
-    hits = truth[order].cumsum()[last]
-    seen = np.flatnonzero(last) + 1
-    return float((np.diff(hits, prepend=0) * hits / seen).sum() / total)
+    if truth.ndim != 1 or truth.shape != score.shape or not len(truth):
+        raise DataError(f"truth {truth.shape} and score {score.shape} must be rows of the same length, not empty")
+    if not np.isfinite(score).all():
+        raise DataError(f"score is not finite at {int((~np.isfinite(score)).sum())} of {len(score)} places")
+    value = float(resampling.metric(name)(truth, score, np.ones((1, len(truth))))[0])
+    if np.isnan(value):
+        raise DataError(f"{name} needs positives and negatives; there are {int(truth.sum())} of {len(truth)} positives")
+    return value
 
 
-def macro(metric: Metric) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The mean of ``metric`` over the columns on which it is defined; rows with NaN labels are left out of their column."""
-
-    def mean(truth: np.ndarray, score: np.ndarray) -> float:
-        found = []
-        for place in range(truth.shape[1]):
-            known = ~np.isnan(truth[:, place])
-            try:
-                found.append(metric(truth[known, place], score[known, place]))
-            except DataError:
-                continue
-        if len(found) < truth.shape[1]:
-            raise DataError(f"the metric is defined for {len(found)} of {truth.shape[1]} observations")
-        return float(np.mean(found))
-
-    return mean
-
-
-def patient_interval(
-    metric: Metric,
+def area_interval(
+    name: Area,
     truth: np.ndarray,
     score: np.ndarray,
     patients: Sequence[Any] | np.ndarray | None = None,
@@ -105,34 +86,118 @@ def patient_interval(
     draws: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """``metric`` with its 95 % percentile interval over resampled patients.
+    """:func:`area` with its 95 % percentile interval over resampled patients.
 
     Args:
-        metric: called with rows of ``truth`` and ``score``.
-        truth: (N, …).
-        score: (N, …).
+        name: ``auroc`` or ``auprc``.
+        truth: (N,) of 0 and 1.
+        score: (N,).
         patients: (N,) of each row; None: every row is a patient.
         draws: resamples; 0 for no interval.
         seed: of the resamples.
 
-    Raises:
-        DataError: the metric is undefined on the data themselves.
-
     >>> truth, score = np.array([0, 1, 0, 1.0]), np.array([0.1, 0.9, 0.2, 0.8])
-    >>> patient_interval(auroc, truth, score, ["a", "a", "b", "b"], draws=20).patients
+    >>> area_interval("auroc", truth, score, ["a", "a", "b", "b"], draws=20).patients
     2
     """
+    value = area(name, truth, score)
+    return _interval(
+        resampling.metric(name), np.asarray(truth, float), np.asarray(score, float), value, patients, draws, seed
+    )
+
+
+def mean_interval(
+    values: np.ndarray, patients: Sequence[Any] | np.ndarray | None = None, *, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """The mean of (N,) values, such as hits, with its interval over patients.
+
+    >>> mean_interval(np.array([1, 0, 1, 1]), draws=0).value
+    0.75
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise DataError(f"values have shape {values.shape}; a list that is not empty is needed")
+    return _interval(_mean, values, values, float(values.mean()), patients, draws, seed)
+
+
+def macro_interval(
+    name: Area,
+    truth: np.ndarray,
+    score: np.ndarray,
+    patients: Sequence[Any] | np.ndarray | None = None,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """The mean over observations of an area; a resample on which one observation is undefined is skipped.
+
+    Args:
+        name: ``auroc`` or ``auprc``.
+        truth: (N, C) of 0, 1 and NaN; NaN rows are left out of their observation.
+        score: (N, C).
+        patients: (N,).
+        draws: resamples; 0 for no interval.
+        seed: of the resamples.
+
+    >>> y = np.array([[0, 1], [1, np.nan], [1, 0]])
+    >>> macro_interval("auroc", y, np.nan_to_num(y), draws=0).value
+    1.0
+    """
+    truth, score = np.asarray(truth, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    known = ~np.isnan(truth)
+    columns = range(truth.shape[1])
+    value = float(np.mean([area(name, truth[known[:, c], c], score[known[:, c], c]) for c in columns]))
+    measure = resampling.metric(name)
+
+    def mean_over_columns(_: np.ndarray, __: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        found = [measure(truth[known[:, c], c], score[known[:, c], c], weight[:, known[:, c]]) for c in columns]
+        return np.mean(found, axis=0)
+
+    rows = np.zeros(len(truth))
+    return _interval(mean_over_columns, rows, rows, value, patients, draws, seed)
+
+
+def interval_of(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    truth: np.ndarray,
+    score: np.ndarray,
+    patients: Sequence[Any] | np.ndarray | None = None,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Any ``metric(truth, score)`` with its interval over patients, one resample after the other.
+
+    >>> interval_of(lambda a, b: float((a == b).mean()), np.array([1, 2]), np.array([1, 1]), draws=0).value
+    0.5
+    """
+
+    def each(_: np.ndarray, __: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        found = np.full(len(weight), np.nan)
+        for place, times in enumerate(weight):
+            rows = np.repeat(np.arange(len(truth)), times.astype(np.int64))
+            with contextlib.suppress(DataError):  # undefined on this resample
+                found[place] = metric(truth[rows], score[rows])
+        return found
+
+    rows = np.zeros(len(truth))
+    return _interval(each, rows, rows, float(metric(truth, score)), patients, draws, seed)
+
+
+def _mean(_: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return weight @ values / weight.sum(axis=1)
+
+
+def _interval(
+    measure: Measure, truth: np.ndarray, score: np.ndarray, value: float, patients: Any, draws: int, seed: int
+) -> Interval:
     code = groups(patients, len(truth))
-    count = int(code.max()) + 1 if len(code) else 0
-    value = float(metric(truth, score))
+    count = int(code.max()) + 1
     if not draws:
         return Interval(value, None, None, len(truth), count)
-    try:
-        found: BootstrapInterval = bootstrap_interval(metric, truth, score, n=draws, seed=seed, groups=code)
-    except DataError:  # on no resample, as where one patient has all positives
+    sampled = resampled_values(measure, truth, [score], code, draws, 0.95, seed)[0]
+    kept = sampled[~np.isnan(sampled)]
+    if not len(kept):  # as where one patient has all positives
         return Interval(value, None, None, len(truth), count, draws)
-    return Interval(found.value, found.low, found.high, len(truth), count, found.resamples_skipped)
-
-
-AUROC: Metric = auroc
-"""Area under the ROC curve; see :func:`mc_core.evaluation.auroc`."""
+    low, high = np.quantile(kept, [0.025, 0.975])
+    return Interval(value, float(low), float(high), len(truth), count, draws - len(kept))

@@ -16,7 +16,7 @@ import numpy as np
 
 from mc_core.errors import ConfigError, DataError
 from mc_medical.evaluation.checks import groups, unit
-from mc_medical.evaluation.intervals import Interval, patient_interval
+from mc_medical.evaluation.intervals import Interval, mean_interval
 
 _BLOCK = 1 << 22  # similarities at a time
 
@@ -155,19 +155,19 @@ def retrieval(
     found = []
     for queries, candidates in ((images, texts), (texts, images)):
         ranks = best_ranks(queries, candidates, text_ids, text_ids)
-        recall = {k: _mean(ranks <= k, who, draws, seed) for k in ks}
+        recall = {k: mean_interval(ranks <= k, who, draws=draws, seed=seed) for k in ks}
         chance = {k: float(np.mean([_by_chance(len(images), int(n), k) for n in answers])) for k in ks}
         found.append(
             RankResult(
-                recall, chance, _mean(1 / ranks, who, draws, seed), float(np.median(ranks)), len(ranks), len(candidates)
+                recall,
+                chance,
+                mean_interval(1 / ranks, who, draws=draws, seed=seed),
+                float(np.median(ranks)),
+                len(ranks),
+                len(candidates),
             )
         )
     return RetrievalResult(*found)
-
-
-def _mean(values: np.ndarray, patients: np.ndarray, draws: int, seed: int) -> Interval:
-    values = np.asarray(values, dtype=np.float64)
-    return patient_interval(lambda a, _: float(a.mean()), values, values, patients, draws=draws, seed=seed)
 
 
 def _by_chance(candidates: int, right: int, k: int) -> float:
@@ -222,4 +222,4 @@ def class_precision(
     # of equals the wrong ones come first
     order = np.lexsort((right, -(queries @ candidates.T)), axis=1)
     hits = np.take_along_axis(right, order, axis=1).cumsum(axis=1)
-    return {k: _mean(hits[:, k - 1] / k, who, draws, seed) for k in ks if k <= len(offered)}
+    return {k: mean_interval(hits[:, k - 1] / k, who, draws=draws, seed=seed) for k in ks if k <= len(offered)}

@@ -17,7 +17,7 @@ import numpy as np
 from mc_core.errors import ConfigError, DataError, closest
 from mc_medical.evaluation.calibration import Reliability, reliability
 from mc_medical.evaluation.checks import binary_labels, groups, positive_scale, unit
-from mc_medical.evaluation.intervals import AUROC, Interval, average_precision, macro, patient_interval
+from mc_medical.evaluation.intervals import Interval, area_interval, interval_of, macro_interval, mean_interval
 
 
 def class_scores(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -202,8 +202,8 @@ def zero_shot_multiclass(
         recall = confusion.diagonal() / confusion.sum(axis=1)
     return MultiClassResult(
         tuple(names),
-        accuracy=patient_interval(lambda a, b: float((a == b).mean()), y, predicted, who, draws=draws, seed=seed),
-        macro_f1=patient_interval(lambda a, b: macro_f1(a, b, count), y, predicted, who, draws=draws, seed=seed),
+        accuracy=mean_interval(y == predicted, who, draws=draws, seed=seed),
+        macro_f1=interval_of(lambda a, b: macro_f1(a, b, count), y, predicted, who, draws=draws, seed=seed),
         chance=float(np.bincount(y).max() / len(y)),
         recall={name: float(value) for name, value in zip(names, recall, strict=True)},
         confusion=confusion,
@@ -292,8 +292,8 @@ def score_binary(
             left_out[name] = f"{hits} positives and {len(truth) - hits} negatives"
             continue
         measured.append(place)
-        aurocs[name] = patient_interval(AUROC, truth, score, who[known], draws=draws, seed=seed)
-        auprcs[name] = patient_interval(average_precision, truth, score, who[known], draws=draws, seed=seed)
+        aurocs[name] = area_interval("auroc", truth, score, who[known], draws=draws, seed=seed)
+        auprcs[name] = area_interval("auprc", truth, score, who[known], draws=draws, seed=seed)
         positives[name] = hits / len(truth)
         curves[name] = reliability(score, truth)
     if not measured:
@@ -304,7 +304,7 @@ def score_binary(
         auprcs,
         positives,
         curves,
-        macro_auroc=patient_interval(macro(AUROC), y, p, who, draws=draws, seed=seed),
-        macro_auprc=patient_interval(macro(average_precision), y, p, who, draws=draws, seed=seed),
+        macro_auroc=macro_interval("auroc", y, p, who, draws=draws, seed=seed),
+        macro_auprc=macro_interval("auprc", y, p, who, draws=draws, seed=seed),
         left_out=left_out,
     )
