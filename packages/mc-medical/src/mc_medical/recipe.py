@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from mc_core import recipes
 from mc_core.engine.config import Fit, StrictModel
@@ -41,6 +41,17 @@ class Recipe(StrictModel, Generic[Config]):
     """Random views of an image."""
     fit: Fit = Fit()
     """Training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        image = getattr(self.method, "image", None)
+        side = getattr(image, "image_size", self.augment.size)
+        if self.augment.size != side:
+            raise ValueError(
+                f"augment.size {self.augment.size} is not the {side} pixels that the image encoder takes "
+                "(method.image.image_size); set one to the other"
+            )
+        return self
 
 
 def resolve_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe[Any]:
