@@ -90,7 +90,9 @@ def fit_head(
     return _fit(x, y, (c,), prior)[0]
 
 
-def _fit(x: np.ndarray, y: np.ndarray, penalties: Sequence[float], prior: np.ndarray | None) -> list[Head]:
+def _fit(
+    x: np.ndarray, y: np.ndarray, penalties: Sequence[float], prior: np.ndarray | None, *, tolerance: float = 1e-12
+) -> list[Head]:
     """A head for each penalty, each started from the one before it."""
     centre = x.mean(axis=0)
     scale = np.sqrt(((x - centre) ** 2).mean(axis=0).sum()) or 1.0
@@ -104,13 +106,15 @@ def _fit(x: np.ndarray, y: np.ndarray, penalties: Sequence[float], prior: np.nda
     one = np.concatenate([rows, np.ones((len(x), 1))], axis=1)
     weight, found = np.zeros(one.shape[1]), []
     for c in penalties:
-        weight = _newton(one, 2 * y - 1, offset, c, weight)
+        weight = _newton(one, 2 * y - 1, offset, c, weight, tolerance)
         full = (weight[:-1] @ basis + towards) / scale
         found.append(Head(full, float(weight[-1] - centre @ full), float(c)))
     return found
 
 
-def _newton(x: np.ndarray, sign: np.ndarray, offset: np.ndarray, c: float, weight: np.ndarray) -> np.ndarray:
+def _newton(
+    x: np.ndarray, sign: np.ndarray, offset: np.ndarray, c: float, weight: np.ndarray, tolerance: float
+) -> np.ndarray:
     """Minimum of ½‖w‖² + C Σ log(1 + exp(−sign (xw + offset))), the last weight free, overshoots halved."""
     penalty = np.ones(x.shape[1])
     penalty[-1] = 0
@@ -133,7 +137,7 @@ def _newton(x: np.ndarray, sign: np.ndarray, offset: np.ndarray, c: float, weigh
             break
         weight = weight - size * step
         gained, current = current - reached, reached
-        if gained <= 1e-12 * max(1.0, abs(current)):
+        if gained <= tolerance * max(1.0, abs(current)):
             break
     return weight
 
@@ -148,7 +152,7 @@ def _choose(x: np.ndarray, y: np.ndarray, prior: np.ndarray | None, patients: np
         if len(np.unique(y[~out])) < 2 or not out.any():
             continue
         used += 1
-        for place, head in enumerate(_fit(x[~out], y[~out], PENALTIES, prior)):
+        for place, head in enumerate(_fit(x[~out], y[~out], PENALTIES, prior, tolerance=1e-5)):
             loss[place] += np.logaddexp(0, -(2 * y[out] - 1) * head.logits(x[out])).sum()
     return PENALTIES[int(np.argmin(loss))] if used > 1 else 1.0
 
