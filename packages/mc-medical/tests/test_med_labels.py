@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mc_core.errors import ConfigError, DataError
@@ -94,6 +97,13 @@ class TestRules:
             ("No edema. Severe edema.", {"Edema": 1}),
             ("No effusion, but consolidation is present.", {"Consolidation": 1, "Pleural Effusion": 0}),
             ("A left-sided pacemaker is in place.", {"Support Devices": 1, "No Finding": 1}),
+            (
+                "Clear of airspace disease, pneumothorax, or effusion.",
+                {"Pneumothorax": 0, "Pleural Effusion": 0, "No Finding": 1},
+            ),
+            ("No suspicious pulmonary nodule.", {"Lung Lesion": 0, "No Finding": 1}),
+            ("A nodule is suspicious.", {"Lung Lesion": -1}),
+            ("A small effusion cannot be excluded.", {"Pleural Effusion": -1}),
             ("The trachea is midline.", {}),
             ("", {}),
         ],
@@ -114,3 +124,26 @@ class TestRules:
                 right += sum(found.get(name) == value for name, value in truth.items())
         assert right / mentioned > 0.9
         assert right / claimed > 0.85
+
+
+@pytest.mark.skipif("MC_DATA" not in os.environ, reason="MC_DATA names no folder of real data")
+@pytest.mark.parametrize(
+    ("name", "term", "found", "right"),
+    [
+        ("Cardiomegaly", "cardiomegaly", 0.85, 0.85),
+        ("Pleural Effusion", "pleural effusion", 0.75, 0.70),
+        ("Atelectasis", "atelecta", 0.80, 0.90),
+        ("Edema", "edema", 0.75, 0.50),
+        ("Fracture", "fracture", 0.90, 0.75),
+        ("Consolidation", "consolidation", 0.80, 0.70),
+    ],
+)
+def test_rules_beside_the_indexing_of_real_reports(name, term, found, right):
+    """Open-i reports were indexed by people: of what they index and of what the rules find, how much is in both."""
+    rows = pq.read_table(Path(os.environ["MC_DATA"]) / "medical" / "openi-reports.parquet").to_pylist()
+    indexed = np.array([term in (row["problems"] or "").lower() for row in rows])
+    said = np.array(
+        [label_report(f"{row['findings'] or ''}\n{row['impression'] or ''}").get(name) == 1 for row in rows]
+    )
+    assert (indexed & said).sum() / indexed.sum() > found
+    assert (indexed & said).sum() / said.sum() > right

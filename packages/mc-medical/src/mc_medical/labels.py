@@ -187,7 +187,7 @@ _MENTIONS: dict[str, str] = {
     r"|enlarge\w* (of the )?(heart|cardiac)|(heart|cardiac) size|heart is (mildly |moderately |severely |not )?(enlarged|normal)"
     r"|cardiomediastinal silhouette",
     "Lung Opacity": r"opacit(y|ies)|opacification|infiltrates?|lungs are (well expanded and )?clear|clear lungs",
-    "Lung Lesion": r"nodul\w*|mass(es)?\b|lesions?|granuloma\w*",
+    "Lung Lesion": r"nodul\w*|mass(es)?\b|lesions?",
     "Edema": r"o?edema|vascular congestion",
     "Consolidation": r"consolidat\w*",
     "Pneumonia": r"pneumonia\w*",
@@ -199,7 +199,7 @@ _MENTIONS: dict[str, str] = {
     "Support Devices": r"pace ?maker|pacing device|endotracheal|catheter|central line|\bij line|\bpicc\b|tubes?\b|\bclips?\b",
 }
 _NORMAL = r"within normal limits|\bnormal\b|\bunremarkable\b|\bclear\b|\bnot enlarged\b"
-_NEGATIVE = r"\bno\b|\bnot\b|\bwithout\b|\bfree of\b|\bnegative for\b|\bresolved\b|\babsen\w+"
+_NEGATIVE = r"\bno\b|\bnot\b|\bwithout\b|\bfree of\b|\bclear of\b|\bnegative for\b|\bresolved\b|\babsen\w+"
 _UNSURE = (
     r"\bpossib\w+|\bmay\b|\bmight\b|\bcould\b|cannot be (excluded|ruled out)|\bquestion\w*|\bprobabl\w+|\bconcern\w*"
     r"|(?<!\bno )\bsuspicious\b|\bsuggest\w*|\bversus\b|\bvs\b|upper limits of normal|top.normal|difficult to assess"
