@@ -262,3 +262,22 @@ def test_the_same_reports_give_the_same_tokenizer():
     assert train_tokenizer(TEXTS).get_vocab() == train_tokenizer(TEXTS).get_vocab()
     with pytest.raises(ConfigError, match="is no folder here"):
         load_tokenizer("nobody/nothing")
+
+
+GOLDEN = [0.74203, 0.77429, 0.73723, 0.76976]
+
+
+def test_cosines_are_those_that_were_stored(tokenizer):
+    """Weights by a formula, an image by a formula, two reports: whoever changes what is computed must mean to.
+
+    A saved model would give other scores after an update otherwise, and nobody would notice.
+    """
+    model = ImageTextModel(ImageTextConfig(image=SMALL, text=WORDS, dim=8), tokenizer)
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(sorted(model.encoders.named_parameters())):
+            wave = torch.sin(torch.arange(parameter.numel()) * 0.37 + number).view_as(parameter)
+            parameter.copy_(0.3 * wave + (1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0))
+    y, x = np.mgrid[:256, :256] / 256
+    images = np.stack([0.5 + 0.5 * np.sin(9 * x + 4 * y), x * y]).astype(np.float32)
+    cosines = model.encode_image(images) @ model.encode_text(TEXTS[:2]).T
+    assert cosines.flatten().tolist() == pytest.approx(GOLDEN, abs=2e-4)
