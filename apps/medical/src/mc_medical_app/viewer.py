@@ -39,11 +39,13 @@ class Shown:
 
     Attributes:
         pixels: (S, S) uint8, padded to a square.
+        vector: (d,) of length one, of the model.
         row: its place among the studies of the page; None for an upload.
         notes: what was doubtful when it was read.
     """
 
     pixels: np.ndarray
+    vector: np.ndarray
     row: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -127,8 +129,9 @@ class Viewer:
         self.texts: list[str] = []
         self._report_of = np.zeros(0, dtype=np.int64)
         self._auroc: dict[str, Interval] = {}
+        self._images = np.zeros((0, self.model.config.dim), dtype=np.float32)
         if cohort is not None:
-            images = self.model.encode_image(cohort.pixels.pixels)
+            images = self._images = self.model.encode_image(cohort.pixels.pixels)
             self._index_reports(cohort)
             self._auroc = self._areas(cohort, images)
         self._reports = self.model.encode_text(self.texts) if self.texts else None
@@ -173,7 +176,7 @@ class Viewer:
         """An image of the studies."""
         if self.cohort is None:
             raise DataError("there are no studies here; give a file")
-        return Shown(self.cohort.pixels.rows(np.array([row]))[0], row)
+        return Shown(self.cohort.pixels.rows(np.array([row]))[0], self._images[row], row)
 
     def upload(self, path: str | Path) -> Shown:
         """A file of the visitor's.
@@ -184,7 +187,8 @@ class Viewer:
         radiograph = read_radiograph(path, self.opened.image, name="your file")
         if radiograph.frontal is False and self.opened.image.views == "frontal":
             raise BadSampleError("your file", f"a {radiograph.view} view; this model was trained on frontal ones")
-        return Shown(square(radiograph.pixels, self.opened.image.size), None, radiograph.notes)
+        pixels = square(radiograph.pixels, self.opened.image.size)
+        return Shown(pixels, self.model.encode_image(pixels[None])[0], None, radiograph.notes)
 
     def picture(self, shown: Shown) -> Image.Image:
         """The radiograph, enlarged."""
@@ -192,7 +196,7 @@ class Viewer:
 
     def scores(self, shown: Shown) -> list[Score]:
         """Of all findings, in the order of the prompts."""
-        image = self.model.encode_image(shown.pixels[None])
+        image = shown.vector[None]
         kappa, count = self.model.kappa, len(self.findings)
         probability = binary_probabilities(image, self._positive, self._negative, kappa)[0]
         up, down = (vectors.reshape(_DRAWS * count, -1) for vectors in self._redrawn)
@@ -213,7 +217,7 @@ class Viewer:
         """The reports most similar to the image, each wording once."""
         if self._reports is None:
             return []
-        cosine = self._reports @ self.model.encode_image(shown.pixels[None])[0]
+        cosine = self._reports @ shown.vector
         own = -1 if shown.row is None else int(self._report_of[shown.row])
         order = np.argsort(-cosine, kind="stable")[:count]
         counts = np.bincount(self._report_of[self._report_of >= 0], minlength=len(self.texts))
@@ -227,7 +231,7 @@ class Viewer:
         """(rank of the image's own report, number of different reports); equals stand before it."""
         if self._reports is None or shown.row is None or (own := int(self._report_of[shown.row])) < 0:
             return None
-        cosine = self._reports @ self.model.encode_image(shown.pixels[None])[0]
+        cosine = self._reports @ shown.vector
         return int((cosine >= cosine[own]).sum()), len(self.texts)
 
     def similarity(self, shown: Shown, phrase: str) -> np.ndarray:
