@@ -89,7 +89,7 @@ def run_arm(
     fit = {"seed": seed, "lr": base.fit.lr * arm.rate, **({"accumulation": 1} if arm.whole else {})}
     recipe = resolve_recipe(recipe_name, merge(merge(changes, {"method": arm.method}), {"fit": fit}))
     place = folder / f"seed-{seed}" / arm.name.replace(" ", "-").replace("'", "")
-    settings = recipe.model_dump(mode="json")
+    settings = recipe.model_dump(mode="json", exclude={"source"})
     if (done := _kept(place, settings)) is not None:
         return done
     result = pretrain_pairs(recipe, cohort, place, length_buckets=False)
@@ -105,7 +105,7 @@ def run_untrained(
 ) -> dict[str, float]:
     """The same figures for the weights that every row of this seed starts from."""
     recipe = resolve_recipe(recipe_name, merge(changes, {"fit": {"seed": seed}}))
-    settings = recipe.model_dump(mode="json")
+    settings = recipe.model_dump(mode="json", exclude={"source"})
     place = folder / f"seed-{seed}" / "untrained"
     if (done := _kept(place, settings)) is not None:
         return done

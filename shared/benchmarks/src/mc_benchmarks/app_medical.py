@@ -51,9 +51,9 @@ def medical_claims(
     *,
     seeds: int = 5,
     patients: int = 540,
-    batch: int = 256,
-    micro: int = 16,
-    steps: int = 100,
+    batch: int = 128,
+    micro: int = 8,
+    steps: int = 120,
     keep: Path = Path("runs/benchmarks"),
     only_seed: int | None = None,
 ) -> None:
@@ -75,4 +75,23 @@ def medical_claims(
     )
 
 
-MEDICAL_COMMANDS: tuple[Callable[..., Any], ...] = (medical_claims, medical_efficiency, medical_memory)
+def medical_real(
+    *, data: Path | None = None, seeds: int = 5, steps: int = 60, keep: Path = Path("runs/benchmarks")
+) -> None:
+    """MSD on real chest X-rays with notes, beside the random encoder.
+
+    Args:
+        data: A tar of images with notes. Default: medical/covid-cxr-notes.tar in the folder MC_DATA.
+        seeds: Splits by patient, and initial weights.
+        steps: Optimizer steps.
+        keep: Where runs are kept.
+    """
+    import os
+
+    from mc_benchmarks.medical_real import run_medical_real
+
+    place = data or Path(os.environ.get("MC_DATA", ".")) / "medical" / "covid-cxr-notes.tar"
+    run_medical_real(data=place, seeds=seeds, steps=steps, keep=keep)
+
+
+MEDICAL_COMMANDS: tuple[Callable[..., Any], ...] = (medical_claims, medical_real, medical_efficiency, medical_memory)

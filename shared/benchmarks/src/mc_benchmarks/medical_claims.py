@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mc_benchmarks.contract import Report, Row, environment
+from mc_core.recipes import merge
 from mc_core.seeds import Spread
 from mc_medical.ablation import ARMS, COLUMNS, UNTRAINED, arm_of, run_arm, run_untrained
 from mc_medical.data.studies import open_studies
@@ -17,6 +18,28 @@ from mc_medical.training import Cohort, prepare_cohort
 _log = logging.getLogger("mc_core")
 
 RECIPE = "msd-laptop"
+SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops changes nothing here
+    "method": {
+        "image": {"image_size": 64, "width": 32},
+        "text": {"max_length": 64, "hidden_size": 128, "layers": 1, "heads": 4, "dropout": 0.0},
+        "dim": 128,
+        "horizon_share": 0.05,
+        "alpha_ramp_epochs": 1.0,
+    },
+    "image": {"size": 72},
+    "reports": {"sentence_share": 0.5},
+    "augment": {"size": 64, "crop": 0.875},
+    "fit": {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "decay_1d": False,
+        "schedule": "cosine",
+        "warmup_epochs": 2,
+        "decay_to": 0.01,
+        "clip_norm": 1.0,
+    },
+}
 TABLE = {
     "report_to_image_at_5": "report → image, recall at 5",
     "image_to_report_at_5": "image → report, recall at 5",
@@ -50,7 +73,7 @@ def run_medical_claims(
         steps: optimizer steps of each row.
         only_seed: train the rows of this seed alone and report nothing: for several processes.
     """
-    changes = {"fit": {"batch_size": batch, "accumulation": batch // micro, "steps": steps}}
+    changes = merge(SETTINGS, {"fit": {"batch_size": batch, "accumulation": batch // micro, "steps": steps}})
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds) if only_seed is None else (only_seed,):
         folder = keep / "medical-claims"
@@ -94,7 +117,7 @@ def run_medical_claims(
 def _cohort(folder: Path, patients: int, seed: int) -> Cohort:
     if not (folder / "studies.csv").is_file():
         write_phantoms(folder, patients=patients, seed=seed)
-    image = resolve_recipe(RECIPE).image
+    image = resolve_recipe(RECIPE, SETTINGS).image
     return prepare_cohort(open_studies(folder / "studies.csv", image=image))
 
 
