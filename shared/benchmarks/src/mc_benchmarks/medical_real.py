@@ -44,6 +44,7 @@ def run_medical_real(*, data: Path, seeds: int, steps: int, keep: Path) -> Repor
         raise ConfigError(f"{data}: no such archive; name it with --data, or the folder that holds it with MC_DATA")
     found: dict[str, list[dict[str, float]]] = {"trained": [], "random encoder": []}
     told: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for seed in range(seeds):
         changes = {"fit": {"seed": seed, "steps": steps, "batch_size": 96, "accumulation": 3}}
         recipe = resolve_recipe(RECIPE, changes)
@@ -58,6 +59,7 @@ def run_medical_real(*, data: Path, seeds: int, steps: int, keep: Path) -> Repor
         cohort = prepare_cohort(studies, SplitOptions(shares=(0.65, 0.0, 0.35), seed=seed))
         method = pretrain_pairs(recipe, cohort, keep / "medical-real" / f"split-{seed}").method
         assert isinstance(method, MSD)
+        counts = cohort.counts()
         for name, model in (
             ("trained", method.model),
             ("random encoder", untrained_model(recipe, method.model.tokenizer)),
@@ -67,7 +69,6 @@ def run_medical_real(*, data: Path, seeds: int, steps: int, keep: Path) -> Repor
             if seed == 0:
                 told[name] = intervals
             _log.info("split %d, %s: %s", seed, name, intervals)
-    counts = cohort.counts()
     report = Report(
         benchmark="medical_real",
         command="uv run mc-benchmark medical-real" + (f" --seeds {seeds}" if seeds != 5 else ""),
@@ -87,10 +88,10 @@ def run_medical_real(*, data: Path, seeds: int, steps: int, keep: Path) -> Repor
             for name, rows in found.items()
         ],
         reading=(
-            f"Mean ± deviation over {seeds} splits by patient, {counts['train']['images']} images to learn from and "
-            f"{counts['test']['images']} to test on. Chance of recall at 5 is {found['trained'][0]['chance']:.3f}. With 95 % intervals over "
-            f"patients, first split: {'; '.join(f'{name}: {text}' for name, text in told.items())}. Encoders from scratch on so few "
-            "images: nothing to build on, but the whole path on real files."
+            f"Mean ± deviation over {seeds} splits by patient, {counts['train']['images']} images to learn from, "
+            f"{counts['test']['images']} to test on. Chance of recall at 5 is {found['trained'][0]['chance']:.3f}. With 95 % "
+            f"intervals over patients, first split: {'; '.join(f'{name}: {text}' for name, text in told.items())}. Encoders from "
+            "scratch on so few images: nothing to build on, but the whole path on real files."
         ),
     )
     report.save()
