@@ -16,7 +16,7 @@ def medical_efficiency(
     micro: tuple[int, ...] = (8, 16, 32, 64),
     repeats: int = 7,
     size: Size = "laptop",
-    true_batch: bool = True,
+    true_batch: bool | None = None,
     device: Device = "cpu",
 ) -> None:
     """Time and memory of MSD beside GradCache, plain accumulation and the true batch.
@@ -26,7 +26,7 @@ def medical_efficiency(
         micro: Pairs in the graph; repeat for several.
         repeats: Rounds.
         size: Of the encoders.
-        true_batch: Also the whole batch in the graph.
+        true_batch: Also the whole batch in the graph. Default: with the laptop's encoders, of which it fits into memory.
         device: Where.
     """
     from mc_benchmarks.medical_efficiency import run_medical_efficiency

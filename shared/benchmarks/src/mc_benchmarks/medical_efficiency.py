@@ -84,7 +84,7 @@ def run_medical_efficiency(
     micro: Sequence[int] = (8, 16, 32, 64),
     repeats: int = 7,
     size: str = "laptop",
-    true_batch: bool = True,
+    true_batch: bool | None = None,
     device: str = "cpu",
 ) -> Report:
     """Measure, save, show.
@@ -94,10 +94,11 @@ def run_medical_efficiency(
         micro: pairs in the graph.
         repeats: rounds.
         size: of the encoders: laptop or vit-small.
-        true_batch: also the whole batch in the graph.
+        true_batch: also the whole batch in the graph; default: for the laptop's encoders, of which it fits into memory.
         device: where.
     """
     keep_freed_memory()
+    true_batch = size == "laptop" if true_batch is None else true_batch
     schemes = [*SCHEMES, *([TRUE_BATCH] if true_batch else [])]
     found = measured(size, batch=batch, micro_batches=micro, schemes=schemes, repeats=repeats, device=device)
     rows = []
