@@ -45,3 +45,52 @@ def test_two_processes_leave_one_result(tmp_path: Path) -> None:
     assert [record["step"] for record in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]
     assert (run / "model" / "model.safetensors").exists()
     assert (run / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_cohort_and_a_contrastive_batch(tmp_path: Path) -> None:
+    """Salt and tokenizer are made once, and micro-batches are counted on each process."""
+    from mc_core.recipes import load_recipe
+    from mc_medical.phantom import write_phantoms
+
+    files, run = write_phantoms(tmp_path / "phantoms", patients=30, size=48, seed=4), tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "mc_medical_app", "pretrain", files.table, "--recipe", "msd-laptop", "--out", run, "--json"),
+            *("--method.image.image-size", "32", "--method.image.width", "8", "--method.dim", "16"),
+            *(
+                "--method.text.hidden-size",
+                "16",
+                "--method.text.heads",
+                "2",
+                "--image.size",
+                "36",
+                "--augment.size",
+                "32",
+            ),
+            *(
+                "--batch",
+                "32",
+                "--micro-batch",
+                "4",
+                "--fit.steps",
+                "2",
+                "--fit.warmup-epochs",
+                "0",
+                "--fit.device",
+                "cpu",
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert set(json.loads(line)["measured"]) == {"trained", "random_encoder"}
+    assert load_recipe("mc_medical", run)["fit"]["accumulation"] == 4
+    assert (tmp_path / "run.salt").exists()
+    assert sorted(path.name for path in (run / "tokenizer").iterdir())[-1] == "tokenizer_config.json"

@@ -346,7 +346,7 @@ def _pretrain_command(config: Any) -> Any:
                 Default: msd, or msd-laptop for the phantoms.
             out: Run folder. Default: runs/RECIPE-DATA. The salt of its patient keys is written beside it, as OUT.salt.
             batch: Pairs of a contrastive batch (as --fit.batch-size).
-            micro_batch: Of these, pairs in the autograd graph at a time (sets --fit.accumulation).
+            micro_batch: Of these, pairs in the autograd graph of a process at a time (sets --fit.accumulation).
             cache: Folder for decoded images, where there are more than memory holds. It holds pixels of patients.
             json: Print the result as one JSON object instead of tables.
             print_recipe: Print the recipe with all options in place, and do nothing.

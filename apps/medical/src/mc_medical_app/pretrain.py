@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mc_core.cli import Clock, Result, Status, given_fields, keep_freed_memory
-from mc_core.distributed import rank
+from mc_core.distributed import first_process_first, rank
 from mc_core.engine.distribution import join_processes
 from mc_core.errors import ConfigError, McError
 from mc_core.privacy import Salt, salt_path
@@ -102,22 +103,26 @@ def _changes(name: str, options: PretrainOptions) -> dict[str, Any]:
     before = resolve_recipe(name).fit
     batch = options.batch or given.get("batch_size", before.batch_size)
     micro = options.micro_batch or min(batch, before.batch_size // before.accumulation)
-    if micro < 1 or batch < 1 or batch % micro:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's, read before the processes join
+    if micro < 1 or batch < 1 or batch % (micro * processes):
+        several = f" on each of {processes} processes" if processes > 1 else ""
         raise ConfigError(
-            f"a batch of {batch} pairs does not divide into micro-batches of {micro}: give --batch a multiple of --micro-batch"
+            f"a batch of {batch} pairs does not divide into micro-batches of {micro}{several}: give --batch a multiple of "
+            f"{micro * processes}"
         )
-    fit = {"batch_size": batch, **({} if "accumulation" in given else {"accumulation": batch // micro})}
+    fit = {"batch_size": batch, **({} if "accumulation" in given else {"accumulation": batch // micro // processes})}
     return merge(changes, {"fit": fit})
 
 
 def _cohort(options: PretrainOptions, recipe: Recipe[Any], run_dir: Path) -> Cohort:
-    if options.source is None:
-        with Status("drawing phantoms"):
-            studies = phantoms_of(run_dir, recipe)
-    else:
-        with Status(f"opening {options.source.name}"):
-            secret = Salt.beside(run_dir, create=True).secret
-            studies = opened(options.source, options.studies, recipe, salt=secret, need_reports=True)
+    with first_process_first():
+        if options.source is None:
+            with Status("drawing phantoms"):
+                studies = phantoms_of(run_dir, recipe)
+        else:
+            with Status(f"opening {options.source.name}"):
+                secret = Salt.beside(run_dir, create=True).secret
+                studies = opened(options.source, options.studies, recipe, salt=secret, need_reports=True)
     with DecodingBar(len(studies)) as bar:
         cohort = prepare_cohort(studies, recipe.split, cache=options.cache, processes=0, progress=bar)
     tell_left_out(cohort.dropped, cohort.examples, cohort.notes)
@@ -132,7 +137,7 @@ def _cleared(run_dir: Path) -> Any:
     try:
         yield
     except McError:
-        if new and not (run_dir / "checkpoints").exists() and not (run_dir / COHORT_FILE).exists():
+        if rank() == 0 and new and not (run_dir / "checkpoints").exists() and not (run_dir / COHORT_FILE).exists():
             shutil.rmtree(run_dir, ignore_errors=True)
             if not salted:
                 salt_path(run_dir).unlink(missing_ok=True)

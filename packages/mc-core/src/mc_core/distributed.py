@@ -5,7 +5,8 @@ Legend: B rows of this process (the same number on each), W processes, G = W·B 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from typing import Any, cast
 
 import torch
@@ -92,6 +93,23 @@ def sum_own_rows(x: Tensor) -> Tensor:
     own = x.new_empty((x.shape[0] // world_size(), *x.shape[1:]))
     dist.reduce_scatter_tensor(own, x.contiguous())
     return own
+
+
+@contextlib.contextmanager
+def first_process_first() -> Generator[None]:
+    """Process 0 goes through the block before the others do, who then find what it made: files, salts, samples.
+
+    In a single process nothing happens. When process 0 fails, the launcher stops those that wait.
+
+    >>> with first_process_first():
+    ...     print("made once")
+    made once
+    """
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()
 
 
 @torch.no_grad()
