@@ -10,6 +10,7 @@ import numpy as np
 
 from mc_core.cli import print_table
 from mc_core.errors import DataError
+from mc_medical.evaluation import MultiClassResult
 from mc_medical.measure import Measured, measure
 from mc_medical.model import ImageTextModel
 from mc_medical.prompts import Prompts
@@ -108,8 +109,23 @@ def _overview(found: Comparison) -> list[list[str]]:
         assert first is not None
         label = f"zero-shot, which of {len(first.classes)}, accuracy"
         rows.append([label, *(str(one.accuracy) for one in each if one), f"{first.chance:.3f}"])
-        rows.append(["calibration error of that", *(f"{one.calibration.error:.3f}" for one in each if one), ""])
+        share = f"{_same_class(first):.3f}"
+        rows += [
+            [
+                f"image → its finding, precision at {k}",
+                *(str(one.class_precision[k]) for one in every),
+                share,
+            ]
+            for k in every[0].class_precision
+        ]
+        rows.append(["calibration error of zero-shot", *(f"{one.calibration.error:.3f}" for one in each if one), ""])
     return rows
+
+
+def _same_class(found: MultiClassResult) -> float:
+    """How often two images of exclusive findings have the same."""
+    share = found.confusion.sum(axis=1) / found.confusion.sum()
+    return float((share**2).sum())
 
 
 def _findings(found: Comparison) -> list[list[str]]:

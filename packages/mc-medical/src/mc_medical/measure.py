@@ -16,9 +16,11 @@ from mc_medical.data.cohort import Studies
 from mc_medical.evaluation import (
     BinaryResult,
     FewShotResult,
+    Interval,
     MultiClassResult,
     RetrievalResult,
     binary_probabilities,
+    class_precision,
     exclusive_class,
     few_shot,
     first_of_each,
@@ -35,6 +37,7 @@ _BATCH = 64
 FEWEST_OF_A_CLASS = 5
 """Images with a finding, and without it, below which it is not measured."""
 _FEWEST_REPORTS = 2
+_PRECISION_AT = (5, 10, 100)
 _FEWEST_EXCLUSIVE = 2  # classes that a multi-class test needs
 
 
@@ -79,6 +82,7 @@ class Measured:
         retrieval: reports by image and images by report, one image a study; None without reports.
         binary: each finding by itself, zero-shot; None without labels.
         classes: which one of several exclusive findings, zero-shot; None where fewer than two occur alone.
+        class_precision: k → share of the k nearest reports that are of the image's class, among images of exclusive findings.
         few_shot: heads on frozen features; None without training images.
         few_shot_from_text: heads on the projected images that start from the vectors of the findings' phrases.
         left_out: protocol → why it could not be run.
@@ -87,6 +91,7 @@ class Measured:
     retrieval: RetrievalResult | None = None
     binary: BinaryResult | None = None
     classes: MultiClassResult | None = None
+    class_precision: dict[int, Interval] = field(default_factory=dict)
     few_shot: FewShotResult | None = None
     few_shot_from_text: FewShotResult | None = None
     left_out: dict[str, str] = field(default_factory=dict)
@@ -98,6 +103,8 @@ class Measured:
             one = getattr(self, name)
             if one is not None:
                 found[name] = one.to_dict()
+        if self.class_precision:
+            found["class_precision"] = {str(k): one.to_dict() for k, one in self.class_precision.items()}
         return {**found, "left_out": self.left_out}
 
 
@@ -198,7 +205,31 @@ def measure(
         result["binary"] = score_binary(chance, labels, names, patients=studies.patients, draws=draws, seed=seed)
     except DataError as error:
         left_out["zero-shot"] = str(error)
-    result["classes"] = _classes(model, found, studies, names, positive, left_out, draws, seed)
+    exclusive = _exclusive(studies, names, left_out)
+    if exclusive is not None:
+        several, truth = exclusive
+        result["classes"] = zero_shot_multiclass(
+            found.images,
+            positive[[names.index(name) for name in several]],
+            truth,
+            several,
+            scale=model.kappa,
+            patients=studies.patients,
+            draws=draws,
+            seed=seed,
+        )
+        with_report = np.where([bool(text) for text in studies.reports], truth, -1)
+        if (with_report >= 0).sum() >= min(_PRECISION_AT):
+            result["class_precision"] = class_precision(
+                found.images,
+                found.texts,
+                with_report,
+                with_report,
+                ks=_PRECISION_AT,
+                patients=studies.patients,
+                draws=draws,
+                seed=seed,
+            )
     if train is not None:
         own = embed_cohort(model, train)
         start = dict(zip(names, model.kappa * (positive - negative), strict=True))
@@ -223,26 +254,15 @@ def measure(
     return Measured(left_out=left_out, **result)
 
 
-def _classes(
-    model: ImageTextModel,
-    found: Embedded,
-    studies: Studies,
-    names: tuple[str, ...],
-    positive: np.ndarray,
-    left_out: dict[str, str],
-    draws: int,
-    seed: int,
-) -> MultiClassResult | None:
-    """Among the five of the competition where the studies have them, else among all findings."""
+def _exclusive(
+    studies: Studies, names: tuple[str, ...], left_out: dict[str, str]
+) -> tuple[tuple[str, ...], np.ndarray] | None:
+    """Findings of which a study has exactly one, and which: the five of the competition where they are there, else all."""
     five = tuple(name for name in COMPETITION if name in names)
     several = five if len(five) >= _FEWEST_EXCLUSIVE else tuple(name for name in names if name != "No Finding")
     columns = [studies.label_names.index(name) for name in several]
     truth = exclusive_class(studies.labels[:, columns], several, several)
-    here = np.unique(truth[truth >= 0])
-    if len(here) < _FEWEST_EXCLUSIVE:
+    if len(np.unique(truth[truth >= 0])) < _FEWEST_EXCLUSIVE:
         left_out["which finding"] = f"fewer than two of {', '.join(several)} occur alone"
         return None
-    vectors = positive[[names.index(name) for name in several]]
-    return zero_shot_multiclass(
-        found.images, vectors, truth, several, scale=model.kappa, patients=studies.patients, draws=draws, seed=seed
-    )
+    return several, truth
