@@ -80,7 +80,7 @@ def test_schemes_start_equal_and_differ_in_what_they_contrast_with():
     first = {scheme: training_step(make_method(CONFIG, scheme), data(), 8, FIT)() for scheme in SCHEMES}
     assert first["GradCache"] != first["GradCache, teacher's targets"]  # the same negatives, softer targets
     assert first["GradCache"] == pytest.approx(first["GradCache, teacher's targets"], rel=0.15)
-    assert first["MSD"] > first[PLAIN] + 0.9  # 31 negatives, not 7
+    assert min(first["MSD"], first["GradCache"]) > first[PLAIN] + 0.5  # 31 negatives, not 7
     true = training_step(make_method(CONFIG, TRUE_BATCH), data(), 32, FIT)()
     assert true == pytest.approx(first["GradCache"], rel=1e-4)
 
