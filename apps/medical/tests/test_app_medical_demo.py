@@ -315,36 +315,36 @@ def test_the_page_opens_with_a_study_its_scores_reports_and_a_map(page, viewer, 
     page.screenshot(path=made / "page.png", full_page=True)
 
 
-def test_another_study_changes_all_of_it(page, viewer):
+def _all_change(page, act) -> None:
+    """Do something that shows another study, and wait until all of it is there: it comes at once."""
     before = {name: _source(page, name) for name in ("picture", "map")}
-    page.locator("#after").click()
+    act()
     for name, source in before.items():
         _changed(page, name, source)
+
+
+def test_another_study_changes_all_of_it(page, viewer):
+    _all_change(page, page.locator("#after").click)
     name = viewer.choices()[1][0]
     page.wait_for_function(f"document.querySelector('#row input').value === {name!r}")
     score = viewer.scores(viewer.shown(1))[0]
     assert f"{score.probability:.2f} ({score.low:.2f}" in _text(page, "scores")
 
-    before = _source(page, "picture")
     page.locator("#row input").click()
-    page.get_by_role("option", name=viewer.choices()[2][0], exact=True).click()
-    _changed(page, "picture", before)
+    _all_change(page, page.get_by_role("option", name=viewer.choices()[4][0], exact=True).click)
+    score = viewer.scores(viewer.shown(4))[0]
+    assert f"{score.probability:.2f} ({score.low:.2f}" in _text(page, "scores")
 
 
 def test_a_report_that_is_code_is_shown_as_text(page, viewer):
-    near = viewer.nearest(viewer.shown(2), count=1000)
-    row = (
-        next(r for r in range(len(viewer.cohort)) if any("<script>" in n.text for n in viewer.nearest(viewer.shown(r))))
-        if any("<script>" in n.text for n in near)
-        else 2
-    )
-    before = _source(page, "picture")
+    assert viewer.own_report(viewer.shown(2)) == TRAP
     page.locator("#row input").click()
-    page.get_by_role("option", name=viewer.choices()[row][0], exact=True).click()
-    if row != 2:
-        _changed(page, "picture", before)
-    page.wait_for_function("document.querySelector('#reports').innerText.includes('<script>')")
+    _all_change(page, page.get_by_role("option", name=viewer.choices()[2][0], exact=True).click)
+    assert "<script>" in page.locator("#reports details").text_content()
+    page.locator("#reports summary").click()
+    page.wait_for_function("document.querySelector('#reports details').innerText.includes('& <b>bold</b> report')")
     assert "caught" not in page.title()
+    assert page.locator("#reports script").count() == 0
 
 
 def test_a_phrase_changes_the_map_alone(page):
@@ -355,6 +355,12 @@ def test_a_phrase_changes_the_map_alone(page):
     _changed(page, "map", heat)
     assert _source(page, "picture") == picture
     assert "Cosines of" in _text(page, "map-line")
+    heat = _source(page, "map")
+    page.locator("#row input").click()
+    page.locator("#row input").blur()  # to leave the field of studies is not to choose one
+    page.wait_for_timeout(1500)
+    assert box.input_value() == "right upper lobe nodule"
+    assert _source(page, "map") == heat
     box.fill("")
     page.locator("#show").click()
     page.locator(".toast-body").filter(has_text="write a phrase first").first.wait_for()
@@ -388,6 +394,7 @@ def test_uploads_bad_and_good(page, made, viewer):
     Image.open(made / "upload.png").verify()
 
 
+@pytest.mark.slow
 def test_without_studies_the_page_takes_uploads_and_shows_no_report(page, made):
     """A saved model alone: nothing of what it was trained on."""
     with serving(made, made / "alone.log", made / "model") as address:

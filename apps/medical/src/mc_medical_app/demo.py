@@ -100,6 +100,11 @@ def build_page(viewer: Viewer) -> Any:
         phrase = default_phrase(viewer, shown)
         return (*facts(shown), int(row), phrase, *drawn(shown, phrase))
 
+    def chosen(row: int, shown: Shown | None) -> tuple[Any, ...]:
+        # the field also reports its value when it is left
+        same = shown is not None and shown.row == int(row)
+        return tuple(gr.skip() for _ in range(10)) if same else pick(row)
+
     def step(by: int) -> Callable[[int], tuple[Any, ...]]:
         return lambda row: pick((int(row) + by) % len(choices))
 
@@ -143,7 +148,7 @@ def build_page(viewer: Viewer) -> Any:
         seen = [state, picture, line, table, note, reports, row, phrase, heat, heat_line]
         if choices:
             page.load(told(pick), row, seen, show_progress="hidden")
-            row.input(told(pick), row, seen, show_progress="hidden")
+            row.input(told(chosen), [row, state], seen, show_progress="hidden")
             before.click(told(step(-1)), row, seen, show_progress="hidden")
             after.click(told(step(1)), row, seen, show_progress="hidden")
         go.click(told(uploaded), [file, phrase], seen, show_progress="minimal")
