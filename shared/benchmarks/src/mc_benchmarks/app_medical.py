@@ -94,4 +94,21 @@ def medical_real(
     run_medical_real(data=place, seeds=seeds, steps=steps, keep=keep)
 
 
-MEDICAL_COMMANDS: tuple[Callable[..., Any], ...] = (medical_claims, medical_real, medical_efficiency, medical_memory)
+def medical_digits(*, seeds: int = 6) -> None:
+    """Why a larger contrastive batch can lose zero-shot accuracy, on digits with captions.
+
+    Args:
+        seeds: Captions, weights and order of their own.
+    """
+    from mc_benchmarks.medical_digits import run_medical_digits
+
+    run_medical_digits(seeds=seeds)
+
+
+MEDICAL_COMMANDS: tuple[Callable[..., Any], ...] = (
+    medical_claims,
+    medical_digits,
+    medical_real,
+    medical_efficiency,
+    medical_memory,
+)
