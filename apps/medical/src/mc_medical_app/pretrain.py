@@ -117,8 +117,8 @@ def _changes(name: str, options: PretrainOptions) -> dict[str, Any]:
 def _cohort(options: PretrainOptions, recipe: Recipe[Any], run_dir: Path) -> Cohort:
     with first_process_first():
         if options.source is None:
-            with Status("drawing phantoms"):
-                studies = phantoms_of(run_dir, recipe)
+            with DecodingBar(1, "drawing phantoms") as bar:
+                studies = phantoms_of(run_dir, recipe, bar)
         else:
             with Status(f"opening {options.source.name}"):
                 secret = Salt.beside(run_dir, create=True).secret

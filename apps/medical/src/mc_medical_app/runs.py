@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,11 @@ def opened(
     return studies
 
 
-def phantoms_of(run: Path, recipe: Recipe[Any]) -> Studies:
+def phantoms_of(run: Path, recipe: Recipe[Any], progress: Callable[[int, int], None] | None = None) -> Studies:
     """The phantoms that a run trains on; they are written into its folder the first time."""
     table = run / PHANTOMS / "studies.csv"
     if not table.is_file():
-        write_phantoms(run / PHANTOMS, seed=0)
+        write_phantoms(run / PHANTOMS, seed=0, progress=progress)
     return open_phantoms(table, recipe)
 
 
@@ -178,12 +178,12 @@ def tell_left_out(dropped: Counter[str], examples: Mapping[str, str], notes: Cou
 
 
 class DecodingBar:
-    """A progress bar on standard error while images are decoded; silent without a terminal, or for a few images."""
+    """A progress bar on standard error while images are decoded or drawn; silent without a terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, what: str = "reading images") -> None:
         console = Console(stderr=True)
         columns = (
-            TextColumn("reading images"),
+            TextColumn(what),
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
