@@ -50,9 +50,7 @@ class Tokens:
         return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths), lengths
 
 
-def tokenize(
-    tokenizer: Any, texts: Sequence[str], max_length: int, *, words: bool = False
-) -> Tokens:
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int, *, words: bool = False) -> Tokens:
     """Tokenise in bulk.
 
     Args:
