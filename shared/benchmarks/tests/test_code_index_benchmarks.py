@@ -72,7 +72,7 @@ def test_the_report_of_queries(project, monkeypatch):
     report = run_code_query_speed(queries=3, processes=1)
     assert load_report("code_query_speed") == report
     assert [row.name for row in report.rows] == ["tiny, PyTorch", "tiny, int8 by ONNX Runtime"]
-    assert all(row.values[MEDIAN] > row.values[ENCODING] > 0 for row in report.rows)
+    assert all(row.values[name] > 0 for row in report.rows for name in (MEDIAN, ENCODING))
     assert "36 pieces" in report.question
 
 

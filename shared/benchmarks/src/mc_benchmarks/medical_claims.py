@@ -87,9 +87,17 @@ def run_medical_claims(
         return None
     report = Report(
         benchmark="medical_claims",
-        command=(
-            f"uv run mc-benchmark medical-claims --seeds {seeds} --patients {patients} --batch {batch} --micro {micro} "
-            f"--steps {steps}"
+        command="uv run mc-benchmark medical-claims"
+        + "".join(
+            f" --{name} {value}"
+            for name, value, usual in (
+                ("seeds", seeds, 5),
+                ("patients", patients, 540),
+                ("batch", batch, 128),
+                ("micro", micro, 8),
+                ("steps", steps, 120),
+            )
+            if value != usual
         ),
         question=f"What a contrastive batch of {batch} pairs is worth with {micro} in the graph, on phantoms, {seeds} seeds",
         settings={
@@ -132,6 +140,7 @@ def _reading(found: dict[str, list[dict[str, Any]]]) -> str:
         shown = []
         for column in ("report_to_image_at_5", "zero_shot_auroc", "zero_shot_accuracy"):
             gain = Spread.of([a[column] - b[column] for a, b in zip(found[more], found[less], strict=True)])
-            shown.append(f"{column.replace('_', ' ')} {gain:+.3f}")
+            spread = "" if gain.sd is None else f" ± {gain.sd:.3f}"
+            shown.append(f"{column.replace('_', ' ')} {gain.mean:+.3f}{spread}")
         parts.append(f"{what}: {', '.join(shown)}")
     return "Differences within a seed, mean ± deviation. " + "; ".join(parts) + "."

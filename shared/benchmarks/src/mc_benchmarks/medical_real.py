@@ -11,10 +11,9 @@ import numpy as np
 
 from mc_benchmarks.contract import Report, Row, environment
 from mc_core.errors import ConfigError
-from mc_core.evaluation import auroc
 from mc_core.seeds import Spread
 from mc_medical.data import ColumnOptions, SplitOptions, Studies, open_studies
-from mc_medical.evaluation import first_of_each, fit_head, patient_interval, retrieval
+from mc_medical.evaluation import area_interval, first_of_each, fit_head, retrieval
 from mc_medical.measure import Embedded, embed_cohort
 from mc_medical.methods.msd.model import MSD
 from mc_medical.recipe import resolve_recipe
@@ -109,7 +108,7 @@ def _figures(seen: Embedded, cohort: Cohort) -> tuple[dict[str, float], str]:
     y = cohort.studies.labels[:, cohort.studies.label_names.index(LABEL)]
     y = (np.nan_to_num(y) == 1).astype(np.float64)
     head = fit_head(seen.features[train], y[train], patients=cohort.studies.patients[train])
-    probe = patient_interval(auroc, y[test], head.logits(seen.features[test]), held.patients)
+    probe = area_interval("auroc", y[test], head.logits(seen.features[test]), held.patients)
     t2i, i2t = both.text_to_image.recall[5], both.image_to_text.recall[5]
     figures = {"report_to_image": t2i.value, "image_to_report": i2t.value, "probe": probe.value}
     return figures | {"chance": both.text_to_image.chance[5]}, f"{t2i}, {i2t}, {probe}"
