@@ -101,7 +101,9 @@ def heads(found: Comparison, path: Path) -> Path:
     """Macro AUROC over the size of the support."""
     figure, axis = _pyplot().subplots(figsize=(6, 3.4))
     each = {name: one.few_shot for name, one in found.rows.items() if one.few_shot is not None}
-    sizes = list(next(iter(each.values())).macro)
+    first = next(iter(each.values()))
+    most = max(len(one) for one in first.auroc.values())
+    sizes = [size for size in first.macro if all(len(one.auroc.get(size, ())) == most for one in each.values())]
     for color, (name, one) in zip(COLORS, each.items(), strict=False):
         here = [size for size in sizes if size in one.macro]
         at = [sizes.index(size) for size in here]

@@ -138,7 +138,8 @@ def _findings(found: Comparison) -> list[list[str]]:
 
 def _heads(found: Comparison) -> list[list[str]]:
     each = [one.few_shot for one in found.rows.values() if one.few_shot is not None]
-    sizes = [size for size in each[0].macro if all(size in one.macro for one in each)]
+    findings = max(len(one) for one in each[0].auroc.values())  # a mean over fewer is not comparable
+    sizes = [size for size in each[0].macro if all(len(one.auroc.get(size, ())) == findings for one in each)]
     return [
         [
             f"{size} of all" if size.endswith("%") else f"{size} with, {size} without",
