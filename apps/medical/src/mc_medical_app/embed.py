@@ -53,7 +53,7 @@ def run_embed(
 def _features(model: Any, squares: np.ndarray) -> np.ndarray:
     import torch
 
-    from mc_medical.model import evaluating
+    from mc_core.modules import evaluating
 
     with evaluating(model), torch.inference_mode():
         parts = [model.image_features(model.prepare(squares[i : i + 32])) for i in range(0, len(squares), 32)]

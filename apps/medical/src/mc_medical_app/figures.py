@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from mc_core.files import atomic_path
+from mc_core.modules import evaluating
 from mc_medical.data.reports import sentences
 from mc_medical.evaluation import overlay, phrase_map
 from mc_medical.labels import label_report
-from mc_medical.model import ImageTextModel, evaluating
+from mc_medical.model import ImageTextModel
 from mc_medical.training import Cohort
 from mc_medical_app.measure import Comparison
 

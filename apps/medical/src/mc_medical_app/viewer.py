@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from mc_core.errors import BadSampleError, DataError
+from mc_core.modules import evaluating
 from mc_medical.data.radiograph import read_radiograph, square
 from mc_medical.evaluation import Interval, area_interval, binary_probabilities, overlay, phrase_map
 from mc_medical.labels import resolve_labels
-from mc_medical.model import evaluating
 from mc_medical.prompts import Prompts, default_prompts, ensemble, phrase_vectors, resampled
 from mc_medical.training import Cohort
 from mc_medical_app.runs import OpenedRun

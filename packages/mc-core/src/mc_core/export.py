@@ -43,6 +43,7 @@ from mc_core.files import (
     write_atomic,
     write_json,
 )
+from mc_core.modules import evaluating
 from mc_core.optional import require
 
 FORMAT = 1
@@ -186,7 +187,7 @@ def export_onnx(
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     batches = [inputs, tuple(torch.cat([x, x[:1]]) for x in inputs)] if dynamic_batch else [inputs]
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
-    with _evaluation(model), _workspace(path) as work:
+    with evaluating(model), _workspace(path) as work:
         draft = work / path.name
         # A batch of one would be taken for a constant by some operators, so trace the larger one.
         _trace(model, batches[-1], draft, opset=opset, dynamic=dynamic_batch, external_data=weights > _PROTOBUF_LIMIT)
@@ -409,17 +410,6 @@ def _cell(value: Any) -> str:
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:300]}" if lines else type(error).__name__
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

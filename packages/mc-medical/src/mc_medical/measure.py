@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mc_core.errors import DataError
+from mc_core.modules import evaluating
 from mc_medical.data.cohort import Studies
 from mc_medical.evaluation import (
     BinaryResult,
@@ -29,7 +30,7 @@ from mc_medical.evaluation import (
     zero_shot_multiclass,
 )
 from mc_medical.labels import COMPETITION, resolve_labels
-from mc_medical.model import ImageTextModel, evaluating
+from mc_medical.model import ImageTextModel
 from mc_medical.prompts import Prompts, default_prompts, prompt_vectors
 from mc_medical.training import Cohort
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +19,7 @@ from torch.nn.functional import normalize
 from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.export import load_model, save_model, staging
 from mc_core.files import StrPath, sync_folder
+from mc_core.modules import Shared, evaluating
 from mc_core.tokens import padded, tokenize
 from mc_medical.encoders import ImageEncoder, TextEncoder, resized
 from mc_medical.encoders_config import ImageTextConfig
@@ -100,7 +100,7 @@ class ImageTextModel(nn.Module):
         if tokenizer is not None and config.text.name is None:
             text = config.text.model_copy(update={"vocabulary": max(len(tokenizer), 64)})
             config = config.model_copy(update={"text": text})
-        self._tokenizer = _Shared(tokenizer)
+        self._tokenizer = Shared(tokenizer)
         self.encoders = DualEncoder(config, load_pretrained=load_pretrained)
         self.config = config.model_copy(update={"text": self.encoders.text.config})
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
@@ -264,30 +264,8 @@ def load_image_text_model(place: StrPath, *, device: str | torch.device = "cpu")
     if not isinstance(model, ImageTextModel):
         raise CheckpointError(f"{folder} holds a {type(model).__name__}, not a model of images and text")
     if (folder / "tokenizer.json").is_file():
-        model._tokenizer = _Shared(load_tokenizer(folder))
+        model._tokenizer = Shared(load_tokenizer(folder))
     return model
-
-
-class _Shared:
-    """A value that copies share: a tokenizer has no weights, and copying one takes long."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the modes that were before afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def _square(image: Any, options: ImageOptions | None) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch.nn.functional import normalize as unit_rows
 from mc_core.errors import ConfigError
 from mc_core.hub import reaching, transformer_folder
 from mc_core.length_groups import length_groups
+from mc_core.modules import Shared, evaluating
 from mc_core.tokens import padded, tokenize
 from mc_text_code.encoders_config import EncoderConfig
 from mc_text_code.tokenizers import load_tokenizer
@@ -70,7 +71,7 @@ class SentenceEncoder(nn.Module):
         if tokenizer is not None and config.name is None:
             config = config.model_copy(update={"vocabulary": max(len(tokenizer), 64)})
         self.config = config
-        self._shared = _Shared(tokenizer)
+        self._shared = Shared(tokenizer)
         self.transformer = transformer if transformer is not None else build_transformer(config, tokenizer)
         described = self.architecture
         self.num_features = int(described.hidden_size)
@@ -182,28 +183,6 @@ class SentenceEncoder(nn.Module):
                 output = self(input_ids.to(device), mask.to(device)).float()
                 embeddings[rows] = (unit_rows(output, dim=1) if normalize else output).cpu().numpy()
         return embeddings
-
-
-class _Shared:
-    """A value that copies of the encoder share: a tokenizer has no weights, and copying one takes long."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the modes that were before afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def build_transformer(config: EncoderConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> nn.Module:
