@@ -90,8 +90,8 @@ def horizon_advice(momentum: float, queue_size: int, batch_size: int) -> str | N
     >>> horizon_advice(0.999, 512, 16) is None
     True
     >>> print(horizon_advice(0.99, 512, 16))
-    momentum 0.99 looks back 100 steps, less than 4 times the age of the oldest of 512 keys (512/16 = 32 steps), so \
-keys of unlike encoders are compared; set momentum to 0.9922 or more, or the queue to 400 keys or fewer
+    momentum 0.99 looks back 100 steps, less than about 4 times the age of the oldest of 512 keys (512/16 = 32 steps), so \
+keys of unlike encoders are compared; set momentum to 0.9920 or more, or the queue to 410 keys or fewer
     """
     _check_unit("momentum", momentum)
     _check_batch(batch_size)
