@@ -5,6 +5,7 @@ Every case returns tensors, numbers and text; they are written to ``FOLDER/RANK.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,7 @@ def main(number: int, world: int, folder: Path) -> None:
     torch.save(results, folder / f"{number}.pt")
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an interpreter that is going (pytorch/pytorch#179291)
 
 
 if __name__ == "__main__":

@@ -51,4 +51,4 @@ def test_memory_of_one_step():
     found = medical_efficiency.resident("laptop", "MSD", 32, 8)
     assert found["raw"] == 32 * 18 * 18
     assert found["graph"] > 50_000
-    assert found["resident"] >= 0
+    assert abs(found["resident"]) < 64 << 20  # of a tiny step: the allocator may even hand back pages of the one before

@@ -12,6 +12,7 @@ A package's tests subclass it and list their methods::
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
@@ -137,7 +138,9 @@ def _two_process_worker(rank: int, world: int, folder: str, case: MethodCase, ch
     try:
         run_case(case, Path(folder) / "run", **changes)
     finally:
+        gc.collect()  # a wrapped model would keep the group, and its threads, alive
         torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an interpreter that is going (pytorch/pytorch#179291)
 
 
 def run_on_two_processes(case: MethodCase, folder: Path, **changes: Any) -> Method:
