@@ -14,8 +14,8 @@ from PIL import Image, TiffImagePlugin
 
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
+from mc_core.images.decoding import read_file
 from mc_vision.data import IMAGE_EXTENSIONS, decode, to_channels
-from mc_vision.data.decoding import read_file
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mc_core import remote
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
-from mc_vision.data import ReadOptions, open_shards, open_source, remote, shards
+from mc_vision.data import ReadOptions, open_shards, open_source, shards
 from mc_vision.data.shards import expand_braces
 
 
@@ -317,7 +318,7 @@ def server(monkeypatch, tmp_path):
 
 
 def test_shards_over_http(server, tmp_path, caplog):
-    caplog.set_level("INFO", "mc_core.vision")
+    caplog.set_level("INFO", "mc_core.listing")
     source = open_source(f"{server.url}/set-{{000..001}}.tar")
     assert reds(source) == list(range(8))
     assert len(server.log) == 2

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mc_core.errors import ConfigError, DataError
+from mc_core.listing import PackedStrings, fingerprint
 from mc_vision.data import (
     ArraySource,
     ImageSource,
@@ -30,7 +31,6 @@ from mc_vision.data import (
     table,
     take,
 )
-from mc_vision.data._files import PackedStrings, fingerprint
 from mc_vision.data.source import make_ids, make_labels
 
 

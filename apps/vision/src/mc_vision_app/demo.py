@@ -16,10 +16,10 @@ from torch import Tensor
 from mc_core.cli import Status
 from mc_core.data import BadSampleError
 from mc_core.errors import ConfigError, DataError, McError
+from mc_core.images.decoding import decode
 from mc_core.optional import require
 from mc_core.runs import pick_device
 from mc_vision.data import ImageSource, open_source
-from mc_vision.data.decoding import decode
 from mc_vision.evaluation import encoder_of, extract_features
 from mc_vision.patches import patch_size
 from mc_vision.prompt import EncodedPhoto, Point, mask_overlay, otsu_threshold

@@ -13,8 +13,8 @@ from PIL import Image
 from mc_core.cli import Status, print_json, print_table
 from mc_core.errors import ConfigError, DataError
 from mc_core.files import atomic_path
+from mc_core.images.decoding import decode
 from mc_core.runs import pick_device
-from mc_vision.data.decoding import decode
 from mc_vision.data.masks import VOID_ID, black_and_white_as_one, decode_mask
 from mc_vision.patches import patch_size
 from mc_vision.prompt import EncodedPhoto, Point, encode_photo, mask_iou, mask_overlay, otsu_threshold

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mc_core.errors import ConfigError, DataError
-from mc_vision.data.decoding import to_channels
+from mc_core.images.decoding import to_channels
 from mc_vision.data.masks import VOID
 from mc_vision.encoders import TimmEncoder
 from mc_vision.transforms_config import IMAGENET_MEAN, IMAGENET_STD

@@ -15,8 +15,8 @@ from PIL import Image
 
 from mc_core.errors import DataError
 from mc_core.files import read_json
-from mc_vision.data._files import count_text
-from mc_vision.data.decoding import decode
+from mc_core.images.decoding import decode
+from mc_core.listing import count_text
 from mc_vision.data.masks import BACKGROUND, VOID, Kind, MaskedImages
 
 

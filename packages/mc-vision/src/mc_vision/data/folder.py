@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mc_core.errors import DataError, closest
-from mc_vision.data._files import PackedStrings, count_text, fingerprint
-from mc_vision.data.decoding import IMAGE_EXTENSIONS, read_file
+from mc_core.images.decoding import IMAGE_EXTENSIONS, read_file
+from mc_core.listing import PackedStrings, count_text, fingerprint
 from mc_vision.data.source import EncodedSource, ReadOptions
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}

@@ -12,9 +12,9 @@ import numpy as np
 
 from mc_core.data import BadSampleError
 from mc_core.errors import ConfigError, DataError, McError, closest
+from mc_core.images.decoding import read_file
+from mc_core.listing import fingerprint
 from mc_core.optional import require
-from mc_vision.data._files import fingerprint
-from mc_vision.data.decoding import read_file
 from mc_vision.data.source import (
     CLASS_NAMES,
     ID_NAMES,

@@ -20,9 +20,9 @@ from PIL import Image
 
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
+from mc_core.images.decoding import decode, stored_header
+from mc_core.listing import fingerprint
 from mc_core.samples import SceneConfig, Split, digit_scenes
-from mc_vision.data._files import fingerprint
-from mc_vision.data.decoding import decode, stored_header
 from mc_vision.data.source import EncodedSource
 
 Kind = Literal["instance", "class region"]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from mc_core.errors import ConfigError, DataError
+from mc_core.images.decoding import IMAGE_EXTENSIONS
+from mc_core.listing import count_text
+from mc_core.remote import is_url
 from mc_vision.data import hf, shards, table, torchvision_sets
-from mc_vision.data._files import count_text
-from mc_vision.data.decoding import IMAGE_EXTENSIONS
 from mc_vision.data.folder import PathSource, not_found, open_folder
-from mc_vision.data.remote import is_url
 from mc_vision.data.source import ImageSource, ReadOptions
 
 UNDERSTOOD = (
@@ -48,7 +48,7 @@ def open_source(
         id_column: column or JSON field that says what counts as the same thing.
         channels: 3, 1, or None for what each file holds.
         min_side: shorter side needed, in pixels; lets large JPEGs be decoded at a fraction of their size.
-        cache_dir: where indexes and fetched shards go; default ``$MC_CACHE``, else ``~/.cache/mc-vision``.
+        cache_dir: where indexes and fetched shards go; default ``$MC_CACHE``, else ``~/.cache/momentum-contrast``.
 
     Raises:
         DataError: missing, empty, damaged or ambiguous data; the message says which file and what to do.

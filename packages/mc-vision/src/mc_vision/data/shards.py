@@ -1,7 +1,7 @@
 """WebDataset shards: tar files in which all files of a sample share a name up to the first dot, read in any order.
 
 Each shard is walked once to note where its members lie; the notes are kept in the cache folder. After that a sample
-is one positioned read. Shards behind URLs are fetched first, see :mod:`mc_vision.data.remote`.
+is one positioned read. Shards behind URLs are fetched first, see :mod:`mc_core.remote`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import numpy as np
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
 from mc_core.files import atomic_path
-from mc_vision.data._files import PackedStrings, cache_folder, count_text, fingerprint, log, size_text, stamp
-from mc_vision.data.decoding import IMAGE_EXTENSIONS
+from mc_core.images.decoding import IMAGE_EXTENSIONS
+from mc_core.listing import PackedStrings, cache_folder, count_text, fingerprint, log, size_text, stamp
+from mc_core.remote import fetch, is_url
 from mc_vision.data.folder import not_found
-from mc_vision.data.remote import fetch, is_url
 from mc_vision.data.source import CLASS_NAMES, LABEL_NAMES, EncodedSource, ReadOptions, make_ids, make_labels
 
 _INDEX_VERSION = 1

@@ -17,8 +17,8 @@ from PIL import Image
 
 from mc_core.data import BadSampleError
 from mc_core.errors import ConfigError, DataError, closest
-from mc_vision.data._files import fingerprint
-from mc_vision.data.decoding import decode, stored_header
+from mc_core.images.decoding import decode, stored_header
+from mc_core.listing import fingerprint
 
 Picture = Image.Image | np.ndarray
 
@@ -72,7 +72,7 @@ class ReadOptions:
         id_column: column or JSON field that says what counts as the same thing.
         channels: 3, 1, or None for what the file holds.
         min_side: shorter side needed, in pixels; lets large JPEGs be decoded at a fraction of their size.
-        cache_dir: where indexes and fetched shards go; default ``$MC_CACHE``, else ``~/.cache/mc-vision``.
+        cache_dir: where indexes and fetched shards go; default ``$MC_CACHE``, else ``~/.cache/momentum-contrast``.
     """
 
     labels: Literal["auto", "folder", "none"] = "auto"
@@ -130,7 +130,7 @@ class EncodedSource(ABC):
         """Path or key."""
 
     def load(self, index: int) -> Picture:
-        """One image, decoded; see :func:`mc_vision.data.decoding.decode`."""
+        """One image, decoded; see :func:`mc_core.images.decoding.decode`."""
         options = self.options
         return decode(self.read(index), channels=options.channels, min_side=options.min_side, name=self.name(index))
 

@@ -15,10 +15,10 @@ import numpy as np
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
 from mc_core.files import atomic_path
+from mc_core.images.decoding import read_file
+from mc_core.listing import cache_folder, fingerprint, log, size_text, stamp
 from mc_core.locks import locked
 from mc_core.optional import require
-from mc_vision.data._files import cache_folder, fingerprint, log, size_text, stamp
-from mc_vision.data.decoding import read_file
 from mc_vision.data.folder import PathSource
 from mc_vision.data.source import (
     CLASS_NAMES,

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from mc_core.errors import ConfigError, DataError, McError, closest
+from mc_core.images.decoding import to_8_bit, to_channels, upright
+from mc_core.listing import cache_folder, fingerprint
 from mc_core.optional import require
-from mc_vision.data._files import cache_folder, fingerprint
-from mc_vision.data.decoding import to_8_bit, to_channels, upright
 from mc_vision.data.source import Picture, ReadOptions
 
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

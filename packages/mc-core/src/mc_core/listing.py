@@ -1,4 +1,4 @@
-"""What several formats share: packed strings, fingerprints, the cache folder, text for people."""
+"""What listings of files share, whatever their format: packed strings, fingerprints, the cache folder, text for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from mc_core.errors import DataError
 
-log = logging.getLogger("mc_core.vision")  # below the logger that commands show
+log = logging.getLogger("mc_core.listing")  # below the logger that commands show
 
 
 class PackedStrings(Sequence[str]):
@@ -81,14 +81,15 @@ def fingerprint(*parts: PackedStrings | np.ndarray | Sequence[str] | str | int |
 
 
 def cache_folder(cache_dir: str | Path | None, kind: str) -> Path:
-    """``cache_dir``/kind, created. Default: ``$MC_CACHE``, else ``mc-vision`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """``cache_dir``/kind, created. Default: ``$MC_CACHE``, else ``momentum-contrast`` in ``$XDG_CACHE_HOME`` or
+    ``~/.cache``.
 
     Raises:
         DataError: the folder cannot be created or written.
     """
     if cache_dir is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache_dir = os.environ.get("MC_CACHE") or Path(home) / "mc-vision"
+        cache_dir = os.environ.get("MC_CACHE") or Path(home) / "momentum-contrast"
     folder = Path(cache_dir).expanduser() / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 from mc_core.errors import DataError
 from mc_core.files import explain_write_error, sync_folder
+from mc_core.listing import cache_folder, fingerprint, log, size_text
 from mc_core.locks import locked
 from mc_core.optional import require
-from mc_vision.data._files import cache_folder, fingerprint, log, size_text
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60.0
@@ -41,7 +41,7 @@ def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
 
     Args:
         url: http(s), or any scheme that fsspec has a package for (``s3://``, ``gs://``, ``hf://`` …).
-        cache_dir: see :class:`~mc_vision.data.source.ReadOptions`.
+        cache_dir: see :func:`~mc_core.listing.cache_folder`.
 
     Raises:
         DataError: the server does not answer, refuses, or sends less than it announced; the partial file is kept.
@@ -85,7 +85,7 @@ def _validator(part: Path) -> Path:
 def _http(url: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     version = _validator(part).read_text() if have and _validator(part).exists() else ""
-    request = urllib.request.Request(url, headers={"User-Agent": "mc-vision", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(url, headers={"User-Agent": "momentum-contrast", "Accept-Encoding": "identity"})
     if have and version:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", version)  # another version comes whole instead
