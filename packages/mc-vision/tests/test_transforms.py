@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mc_core.data import BadSampleError, StepPlan, finish_on_device, stack_samples, step_loader
 from mc_core.errors import ConfigError, DataError
+from mc_core.images import crops
 from mc_core.random import BatchRandom, sample_rng, uniform
 from mc_vision import _batched_ops as ops
 from mc_vision import transforms
@@ -89,7 +90,7 @@ def test_crop_resize_is_that_of_pil(shape, box, size, flip):
     )
     expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1).float()
     x = torch.from_numpy(image_CHW[None]).float()
-    found = ops.crop_resize(x, torch.tensor([box], dtype=torch.float32), size, torch.tensor([flip]))[0]
+    found = crops.crop_resize(x, torch.tensor([box], dtype=torch.float32), size, torch.tensor([flip]))[0]
     torch.testing.assert_close(found.flip(-1) if flip else found, expected, atol=1.1, rtol=0)  # PIL rounds twice
 
 
@@ -97,10 +98,12 @@ def test_crop_resize_is_that_of_torchvision_inside_the_crop():
     x = floats(1, 60)
     box = [6, 9, 44, 40]
     expected = F.resized_crop(x, *box, [16, 16], antialias=True)
-    found = ops.crop_resize(x, torch.tensor([box], dtype=torch.float32), 16)
+    found = crops.crop_resize(x, torch.tensor([box], dtype=torch.float32), 16)
     torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-5, rtol=0)
     whole = torch.tensor([[0.0, 0, 60, 60]])
-    torch.testing.assert_close(ops.crop_resize(x, whole, 16), F.resize(x, [16, 16], antialias=True), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        crops.crop_resize(x, whole, 16), F.resize(x, [16, 16], antialias=True), atol=1e-5, rtol=0
+    )
 
 
 def corner_colors() -> torch.Tensor:
@@ -336,7 +339,7 @@ def test_the_way_of_accelerators_makes_the_same_views(monkeypatch):
         source = images[..., :32, :32] if cropped else images
         expected = make_views(source, u, view, cropped=cropped)
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_may_gather", lambda x: False)
+            patch.setattr(crops, "_may_gather", lambda x: False)
             torch.testing.assert_close(make_views(source, u, view, cropped=cropped), expected, atol=1e-5, rtol=0)
 
 

@@ -1,19 +1,20 @@
 """Image operations on a whole batch, every sample with its own parameters: the arithmetic behind random views.
 
 They work in float32 on values in [0, 1], follow torchvision.transforms.v2.functional, and read nothing back to the host
-from an accelerator. On the CPU an operation that only some samples undergo is computed for those alone.
+from an accelerator. Crops are the core's, see :mod:`mc_core.images.crops`.
 
-Legend: B samples, C channels (1 or 3), H × W pixels, S side of the output, R reach of a blur in pixels.
+Legend: B samples, C channels (1 or 3), H × W pixels, R reach of a blur in pixels.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from mc_core.images.crops import where_chosen
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
 SOLARIZE_FROM = 0.5  # between 127 and 128 of 255
@@ -42,76 +43,6 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _order_table(device: torch.device) -> Tensor:
     return torch.tensor(_orders(), device=device)
-
-
-def _may_gather(x_BCHW: Tensor) -> bool:
-    """Whether rows can be chosen by their number: elsewhere than on the CPU that would make the device wait."""
-    return x_BCHW.device.type == "cpu"
-
-
-def where_chosen(x_BCHW: Tensor, chosen_B: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """``operation(x, *parameters)`` for the chosen samples, ``x`` for the others. May write into ``x``.
-
-    Args:
-        x_BCHW: batch.
-        chosen_B: bool.
-        operation: takes a batch and as many per-sample tensors as there are ``parameters``.
-    """
-    if not _may_gather(x_BCHW):
-        return torch.where(chosen_B.view(-1, 1, 1, 1), operation(x_BCHW, *parameters), x_BCHW)
-    rows = chosen_B.nonzero().squeeze(1)
-    if len(rows) == 0:
-        return x_BCHW
-    if len(rows) == len(x_BCHW):
-        return operation(x_BCHW, *parameters)
-    return x_BCHW.index_copy_(0, rows, operation(x_BCHW[rows], *(value[rows] for value in parameters)))
-
-
-def resize_weights(
-    start_B: Tensor, length_B: Tensor, size_in: int, size_out: int, flip_B: Tensor | None = None
-) -> Tensor:
-    """The matrix of an antialiased bilinear resize of a stretch of each row of pixels.
-
-    The weights of PIL's ``resize(…, BILINEAR, box=…)``: a triangle around each output pixel's centre, as wide as the
-    reduction asks, that may see pixels beyond the stretch but none beyond the image.
-
-    Args:
-        start_B: first pixel of the stretch; fractions allowed.
-        length_B: its length in pixels.
-        size_in: pixels in the row.
-        size_out: pixels wanted.
-        flip_B: bool; whether to mirror the output.
-
-    Returns:
-        (B, size_out, size_in); rows sum to 1.
-    """
-    at_S = torch.arange(size_out, device=start_B.device) + 0.5
-    at_BS = at_S if flip_B is None else torch.where(flip_B[:, None], size_out - at_S, at_S)
-    scale_B = length_B / size_out
-    center_BS = start_B[:, None] + at_BS * scale_B[:, None]
-    pixel_W = torch.arange(size_in, device=start_B.device) + 0.5
-    distance_BSW = (pixel_W - center_BS[..., None]).abs_()
-    weight_BSW = distance_BSW.div_(scale_B.clamp(min=1)[:, None, None]).neg_().add_(1).clamp_(min=0)
-    return weight_BSW.div_(weight_BSW.sum(-1, keepdim=True))
-
-
-def crop_resize(x_BCHW: Tensor, box_B4: Tensor, size: int, flip_B: Tensor | None = None) -> Tensor:
-    """Cut a box out of each image, resize it to a square and mirror it where asked, as two matrix products.
-
-    Args:
-        x_BCHW: float32.
-        box_B4: top, left, height, width in pixels; one row serves all images when B is 1 there.
-        size: S.
-        flip_B: bool.
-
-    Returns:
-        (B, C, S, S).
-    """
-    top_B, left_B, height_B, width_B = box_B4.unbind(1)
-    rows_BSH = resize_weights(top_B, height_B, x_BCHW.shape[2], size)
-    columns_BSW = resize_weights(left_B, width_B, x_BCHW.shape[3], size, flip_B)
-    x_BCHS = torch.matmul(x_BCHW.flatten(1, 2), columns_BSW.mT).unflatten(1, x_BCHW.shape[1:3])
-    return torch.matmul(rows_BSH[:, None], x_BCHS)
 
 
 def horizontal_flip(x_BCHW: Tensor) -> Tensor:

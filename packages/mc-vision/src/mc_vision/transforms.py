@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mc_core.data import BadSampleError, finish_on_device, stack_samples
 from mc_core.errors import ConfigError, DataError
+from mc_core.images.crops import ATTEMPTS, crop_resize, random_boxes, where_chosen
 from mc_core.random import BatchRandom, sample_rng
 from mc_vision import _batched_ops as ops
 from mc_vision.transforms_config import IMAGENET_MEAN, IMAGENET_STD, View, Views
@@ -34,13 +35,12 @@ from mc_vision.transforms_config import IMAGENET_MEAN, IMAGENET_STD, View, Views
 if TYPE_CHECKING:
     from mc_vision.data.source import ImageSource
 
-_ATTEMPTS = 10  # at a crop that fits, as torchvision makes
 # Where each choice finds its random numbers: fixed places, so that turning one operation off leaves the others alone.
-_AREA = slice(0, _ATTEMPTS)
-_RATIO = slice(_ATTEMPTS, 2 * _ATTEMPTS)
-_TOP, _LEFT, _FLIP, _JITTER, _ORDER, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(2 * _ATTEMPTS, 2 * _ATTEMPTS + 9)
-_FACTORS = slice(2 * _ATTEMPTS + 9, 2 * _ATTEMPTS + 13)
-DRAWS = 2 * _ATTEMPTS + 13
+_AREA = slice(0, ATTEMPTS)
+_RATIO = slice(ATTEMPTS, 2 * ATTEMPTS)
+_TOP, _LEFT, _FLIP, _JITTER, _ORDER, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(2 * ATTEMPTS, 2 * ATTEMPTS + 9)
+_FACTORS = slice(2 * ATTEMPTS + 9, 2 * ATTEMPTS + 13)
+DRAWS = 2 * ATTEMPTS + 13
 
 _Numbers = tuple[float, ...]
 
@@ -61,23 +61,8 @@ def crop_boxes(u_BR: Tensor, height: int, width: int, view: View) -> Tensor:
     Returns:
         (B, 4) float32: top, left, height, width, whole pixels.
     """
-    (scale_low, scale_high), (ratio_low, ratio_high) = view.crop_scale, view.crop_ratio
-    area = (scale_low + (scale_high - scale_low) * u_BR[:, _AREA]) * (height * width)
-    ratio = torch.exp(math.log(ratio_low) + (math.log(ratio_high) - math.log(ratio_low)) * u_BR[:, _RATIO])
-    widths, heights = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    first = fits.to(torch.uint8).argmax(1, keepdim=True)
-    found = fits.any(1)
-
-    central_ratio = min(max(width / height, ratio_low), ratio_high)
-    central_width = max(1, min(width, round(height * central_ratio)))
-    central_height = max(1, min(height, round(width / central_ratio)))
-    crop_width = torch.where(found, widths.gather(1, first).squeeze(1), central_width)
-    crop_height = torch.where(found, heights.gather(1, first).squeeze(1), central_height)
-    spare_y, spare_x = height - crop_height, width - crop_width
-    top = torch.where(found, torch.minimum((u_BR[:, _TOP] * (spare_y + 1)).floor(), spare_y), (spare_y / 2).floor())
-    left = torch.where(found, torch.minimum((u_BR[:, _LEFT] * (spare_x + 1)).floor(), spare_x), (spare_x / 2).floor())
-    return torch.stack([top, left, crop_height, crop_width], dim=1)
+    numbers = torch.cat([u_BR[:, _AREA], u_BR[:, _RATIO], u_BR[:, [_TOP, _LEFT]]], dim=1)
+    return random_boxes(numbers, height, width, view.crop_scale, view.crop_ratio)
 
 
 @dataclass(frozen=True)
@@ -121,17 +106,17 @@ def _recolor(x_BCSS: Tensor, chosen: _Choices, view: View) -> Tensor:
     jitters = view.jitter_p > 0 and max(view.jitter) > 0
 
     def jitter(x: Tensor) -> Tensor:
-        return ops.where_chosen(x, chosen.jitter, ops.color_jitter, chosen.factors, chosen.order) if jitters else x
+        return where_chosen(x, chosen.jitter, ops.color_jitter, chosen.factors, chosen.order) if jitters else x
 
     def gray(x: Tensor) -> Tensor:
-        return ops.where_chosen(x, chosen.gray, ops.grayscale) if view.grayscale_p and x.shape[1] == 3 else x
+        return where_chosen(x, chosen.gray, ops.grayscale) if view.grayscale_p and x.shape[1] == 3 else x
 
     x_BCSS = gray(jitter(x_BCSS)) if view.order == "jitter-first" else jitter(gray(x_BCSS))
     if view.blur_p:
         blur = functools.partial(ops.gaussian_blur, reach=math.ceil(3 * view.blur_sigma[1]))
-        x_BCSS = ops.where_chosen(x_BCSS, chosen.blur, blur, chosen.sigma)
+        x_BCSS = where_chosen(x_BCSS, chosen.blur, blur, chosen.sigma)
     if view.solarize_p:
-        x_BCSS = ops.where_chosen(x_BCSS, chosen.solarize, ops.solarize)
+        x_BCSS = where_chosen(x_BCSS, chosen.solarize, ops.solarize)
     return _normalize(x_BCSS, view.mean, view.std)
 
 
@@ -187,9 +172,9 @@ def make_views(image_BCHW: Tensor, u_BR: Tensor, view: View, *, channels: int = 
         for rows in _chunks(len(image_BCHW), channels * max(height * width, view.size**2), device):
             x, chosen = _as_float(image_BCHW[rows], channels), choices[rows]
             if box_B4 is not None:
-                x = ops.crop_resize(x, box_B4[rows], view.size, chosen.flip if view.flip_p else None)
+                x = crop_resize(x, box_B4[rows], view.size, chosen.flip if view.flip_p else None)
             elif view.flip_p:
-                x = ops.where_chosen(x, chosen.flip, ops.horizontal_flip)
+                x = where_chosen(x, chosen.flip, ops.horizontal_flip)
             made.append(_recolor(x, chosen, view))
     return made[0] if len(made) == 1 else torch.cat(made)
 
@@ -385,7 +370,7 @@ class EvalDataset(_FromSource):
         box_14 = torch.tensor([self._box(height, width)])
         made = []
         for rows in _chunks(len(image_BCHW), self.channels * max(height * width, self.size**2), image_BCHW.device):
-            x = ops.crop_resize(_as_float(image_BCHW[rows], self.channels), box_14, self.size)
+            x = crop_resize(_as_float(image_BCHW[rows], self.channels), box_14, self.size)
             made.append(_normalize(x, self.mean, self.std))
         batch: dict[str, Any] = {"image": torch.cat(made)}
         if self.source.labels is not None:
