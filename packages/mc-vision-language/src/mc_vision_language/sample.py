@@ -1,0 +1,49 @@
+"""The embedded sample: scenes of handwritten digits with captions, which need no download."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mc_core.samples import DigitScenes, digit_scenes
+from mc_vision_language.data.pairs import Pairs, scene_pairs
+
+SAMPLE = "digit scenes"
+SIZE = 64
+DIGITS = (1, 2)
+COUNTS = {"train": 4000, "validation": 500, "test": 500}
+"""Validation scenes are made of the scans of the training scenes, test scenes of those of other writers."""
+
+
+def sample_scenes(part: str, *, seed: int = 0, count: int | None = None, digits: tuple[int, int] = DIGITS) -> DigitScenes:
+    """The scenes of one split.
+
+    Args:
+        part: train, validation or test.
+        seed: another seed, other scenes.
+        count: how many. Default: as many as the sample has.
+        digits: fewest and most in a scene.
+
+    >>> len(sample_scenes("test", count=3))
+    3
+    """
+    start = COUNTS["train"] if part == "validation" else 0
+    split = "test" if part == "test" else "train"
+    return digit_scenes(count or COUNTS[part], size=SIZE, digits=digits, seed=seed, split=split, start=start)
+
+
+def sample_pairs(*, seed: int = 0, counts: dict[str, int] | None = None, digits: tuple[int, int] = DIGITS) -> Pairs:
+    """All scenes with their captions and splits.
+
+    Args:
+        seed: another seed, other scenes.
+        counts: scenes of each split. Default: those of the sample.
+        digits: fewest and most in a scene.
+
+    >>> pairs = sample_pairs(counts={"train": 4, "validation": 2, "test": 2})
+    >>> len(pairs), pairs.splits.tolist()[-1]
+    (8, 'test')
+    """
+    counts = counts or COUNTS
+    parts = [sample_scenes(part, seed=seed, count=count, digits=digits) for part, count in counts.items()]
+    splits = np.repeat(list(counts), list(counts.values()))
+    return scene_pairs(parts, splits)
