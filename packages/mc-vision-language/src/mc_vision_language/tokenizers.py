@@ -102,9 +102,8 @@ def with_sep(tokenizer: PreTrainedTokenizerFast, add_sep: bool) -> PreTrainedTok
 
     first, last = tokenizer.cls_token, tokenizer.sep_token
     if first is None or (add_sep and last is None):
-        raise ConfigError(
-            f"the tokenizer has no {'[CLS]' if first is None else '[SEP]'} token, which the text encoder needs: give a BERT-style one"
-        )
+        lacks = "[CLS]" if first is None else "[SEP]"
+        raise ConfigError(f"the tokenizer has no {lacks} token, which the text encoder needs: give a BERT-style one")
     tokens = {first: tokenizer.cls_token_id} | ({last: tokenizer.sep_token_id} if add_sep else {})
     end = f" {last}" if add_sep else ""
     changed = copy.deepcopy(tokenizer)

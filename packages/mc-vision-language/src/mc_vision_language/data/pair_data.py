@@ -140,10 +140,8 @@ class PairData:
         if augment is None or augment.flip == 0 or not sides:
             return []
         share = sides / len(self.pairs.captions)
-        return [
-            f"{sides:,} captions ({share:.0%}) say left or right, and pictures are mirrored with probability {augment.flip:g}, "
-            "as in the paper; where sides matter, set augment.flip to 0 (--augment.flip 0)"
-        ]
+        said = f"{sides:,} captions ({share:.0%}) say left or right, and pictures are mirrored with probability {augment.flip:g}"
+        return [f"{said}, as in the paper; where sides matter, set augment.flip to 0 (--augment.flip 0)"]
 
     def describe(self) -> dict[str, Any]:
         """What identifies the data."""

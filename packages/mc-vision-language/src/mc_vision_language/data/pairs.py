@@ -162,7 +162,7 @@ def divide(image_ids: np.ndarray, shares: Sequence[float] = SplitOptions().share
         DataError: fewer different pictures than parts.
 
     >>> divide(np.array([7, 7, 8]), (0.5, 0.0, 0.5), seed=1).tolist()
-    ['train', 'train', 'test']
+    ['test', 'test', 'train']
     """
     wanted = np.asarray(SplitOptions(shares=tuple(shares)).shares)  # type: ignore[arg-type]
     different, group = np.unique(np.asarray(image_ids, dtype=np.int64), return_inverse=True)
@@ -206,7 +206,7 @@ def scene_pairs(
 
     >>> from mc_core.samples import digit_scenes
     >>> scene_pairs(digit_scenes(2, size=32)).captions_of(0)
-    ('a large orange seven',)
+    ('a large red nine',)
     """
     given = scenes if isinstance(scenes, Mapping) else {"": scenes}
     if not given:
