@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mc_core.samples import DigitScenes, digit_scenes
 from mc_vision_language.data.pairs import Pairs, scene_pairs
 
@@ -44,6 +42,4 @@ def sample_pairs(*, seed: int = 0, counts: dict[str, int] | None = None, digits:
     (8, 'test')
     """
     counts = counts or COUNTS
-    parts = [sample_scenes(part, seed=seed, count=count, digits=digits) for part, count in counts.items()]
-    splits = np.repeat(list(counts), list(counts.values()))
-    return scene_pairs(parts, splits)
+    return scene_pairs({part: sample_scenes(part, seed=seed, count=n, digits=digits) for part, n in counts.items()})

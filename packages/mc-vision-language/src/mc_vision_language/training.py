@@ -43,6 +43,7 @@ def pretrain_pairs(
     pairs: Pairs,
     run_dir: Path | str,
     *,
+    source: str = "",
     model: VisionLanguageModel | None = None,
     evaluators: Sequence[Evaluator] = (),
     resume: Literal["auto", "never", "must"] = "auto",
@@ -53,6 +54,7 @@ def pretrain_pairs(
         recipe: see :func:`mc_vision_language.recipe.resolve_recipe`.
         pairs: with splits.
         run_dir: the run folder.
+        source: what to call the data, so that the run knows them again.
         model: to go on from, as fine-tuning does, instead of the one that the recipe describes.
         evaluators: see :func:`mc_core.fit`.
         resume: see :func:`mc_core.fit`.
@@ -90,7 +92,7 @@ def pretrain_pairs(
         with staging(place) as stage:
             method.model.tokenizer.save_pretrained(stage)
             stage.rename(place)
-        _write_pairs(pairs, run_dir)
+        _write_pairs(pairs, run_dir, source)
     resolved = recipe.model_copy(update={"method": method.config})
     return fit(
         method,
@@ -129,10 +131,10 @@ def split_counts(pairs: Pairs) -> dict[str, dict[str, int]]:
     return found
 
 
-def _write_pairs(pairs: Pairs, run_dir: Path) -> None:
+def _write_pairs(pairs: Pairs, run_dir: Path, source: str) -> None:
     write_json(
         run_dir / PAIRS_FILE,
-        {"splits": split_counts(pairs), "columns": dict(pairs.columns), "left_out": dict(pairs.dropped)},
+        {"source": source, "splits": split_counts(pairs), "columns": dict(pairs.columns), "left_out": dict(pairs.dropped)},
     )
 
 
