@@ -1,0 +1,1 @@
+"""What a pretrained model is trained further for: questions, statements, entailment, grounding."""
