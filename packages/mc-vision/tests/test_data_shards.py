@@ -18,8 +18,8 @@ from PIL import Image
 from mc_core import remote
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
+from mc_core.shards import expand_braces
 from mc_vision.data import ReadOptions, open_shards, open_source, shards
-from mc_vision.data.shards import expand_braces
 
 
 @pytest.fixture(autouse=True)

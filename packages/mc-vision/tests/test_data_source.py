@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mc_core.errors import ConfigError, DataError
+from mc_core.images import parquet as parquet_cells
 from mc_core.listing import PackedStrings, fingerprint
 from mc_vision.data import (
     ArraySource,
@@ -28,7 +29,6 @@ from mc_vision.data import (
     open_source,
     split_source,
     subset,
-    table,
     take,
 )
 from mc_vision.data.source import make_ids, make_labels
@@ -66,7 +66,7 @@ def source(request, tmp_path, monkeypatch):
         (root / "t.csv").write_text("path,label\n" + "".join(f"files/{i}.png,{LABELS[i]}\n" for i in range(10)))
         return open_source(root / "t.csv")
     if kind in ("parquet", "mapped"):
-        monkeypatch.setattr(table, "_IN_MEMORY", 0 if kind == "mapped" else 1 << 30)
+        monkeypatch.setattr(parquet_cells, "IN_MEMORY", 0 if kind == "mapped" else 1 << 30)
         pq.write_table(
             pa.table({"image": [png(i) for i in range(10)], "label": LABELS}), root / "t.parquet", row_group_size=3
         )

@@ -14,7 +14,8 @@ from PIL import Image
 
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
-from mc_vision.data import ReadOptions, open_csv, open_list, open_parquet, open_source, table
+from mc_core.images import parquet as parquet_cells
+from mc_vision.data import ReadOptions, open_csv, open_list, open_parquet, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,7 @@ def bytes_table(values, kind):
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("kind", ["binary", "large", "struct"])
 def test_parquet_of_bytes(tmp_path, monkeypatch, kind, mapped):
-    monkeypatch.setattr(table, "_IN_MEMORY", 0 if mapped else 1 << 30)
+    monkeypatch.setattr(parquet_cells, "IN_MEMORY", 0 if mapped else 1 << 30)
     pq.write_table(bytes_table(range(7), kind), tmp_path / "set-00.parquet", row_group_size=3)
     pq.write_table(bytes_table(range(7, 12), kind), tmp_path / "set-01.parquet", row_group_size=2)
     source = open_source(tmp_path / "set-*.parquet")
@@ -172,7 +173,7 @@ def test_pickle_carries_no_images(tmp_path):
 
 
 def test_changed_parquet_is_unpacked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "_IN_MEMORY", 0)
+    monkeypatch.setattr(parquet_cells, "IN_MEMORY", 0)
     for values in ([1, 2], [3, 4, 5]):
         pq.write_table(bytes_table(values, "binary"), tmp_path / "t.parquet")
         assert reds(open_source(tmp_path / "t.parquet")) == values
@@ -238,7 +239,7 @@ def test_parquet_errors(tmp_path):
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_damaged_parquet_names_the_file_and_leaves_no_half_cache(tmp_path, monkeypatch, mapped):
-    monkeypatch.setattr(table, "_IN_MEMORY", 0 if mapped else 1 << 30)
+    monkeypatch.setattr(parquet_cells, "IN_MEMORY", 0 if mapped else 1 << 30)
     path = tmp_path / "t.parquet"
     pq.write_table(
         pa.table({"image": [png(i) * 50 for i in range(40)]}), path, compression="zstd", use_dictionary=False
@@ -252,8 +253,8 @@ def test_damaged_parquet_names_the_file_and_leaves_no_half_cache(tmp_path, monke
 
 
 def test_full_cache_disk_is_said_before_unpacking(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "_IN_MEMORY", 0)
-    monkeypatch.setattr(table.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(parquet_cells, "IN_MEMORY", 0)
+    monkeypatch.setattr(parquet_cells.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     pq.write_table(bytes_table([1], "binary"), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"needs \d+ B in the cache .* has 10 B free: name another folder as cache_dir"):
         open_source(tmp_path / "t.parquet")

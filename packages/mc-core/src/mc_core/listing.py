@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
-from mc_core.errors import DataError
+from mc_core.errors import DataError, closest
 
 log = logging.getLogger("mc_core.listing")  # below the logger that commands show
 
@@ -127,3 +127,59 @@ def count_text(count: int, noun: str) -> str:
     ('1 image', '1,200 images')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def walk(root: str) -> Iterator[str]:
+    """Relative paths of all visible files, in no particular order, without asking the system about each file.
+
+    Links to folders are followed, but not back into a folder that contains them.
+
+    Raises:
+        DataError: a folder cannot be read. Going on without it would train on less than was asked for.
+    """
+    todo: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(root),))]
+    while todo:
+        relative, ancestors = todo.pop()
+        try:
+            with os.scandir(os.path.join(root, relative)) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    path = relative + entry.name
+                    if not _is_folder(entry):
+                        yield path
+                        continue
+                    identity = _identity(entry.path)
+                    if identity not in ancestors:
+                        todo.append((path + "/", (*ancestors, identity)))
+        except OSError as error:
+            where = os.path.join(root, relative)
+            raise DataError(
+                f"cannot read the folder {where} ({error.strerror}): give access, or move it away"
+            ) from error
+
+
+def not_found(path: str) -> str:
+    """The message for a path that does not exist, with what is there instead."""
+    if os.path.exists(path):
+        return f"{path} is a file, not a folder"
+    parent = Path(path).absolute().parent
+    while not parent.is_dir():
+        parent = parent.parent
+    try:
+        names = sorted(name for name in os.listdir(parent) if not name.startswith("."))
+    except OSError:
+        names = []
+    return f"{path} does not exist; {parent} holds {closest(Path(path).name, names) if names else 'nothing'}"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mc_core.errors import BadSampleError, DataError, McError
+from mc_core.images.formats import EXTENSIONS, IMAGE_EXTENSIONS
 from mc_core.optional import require
 
 if TYPE_CHECKING:
@@ -25,27 +26,8 @@ else:
     ImageOps = require("PIL.ImageOps", extra="pillow", purpose="read images")
     TiffImagePlugin = require("PIL.TiffImagePlugin", extra="pillow", purpose="read images")
 
-# Extensions by the name of the format in Pillow, and so what Pillow is let to try. Left out on purpose: EPS, which runs
-# Ghostscript, and what no photograph comes in.
-_EXTENSIONS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "AVIF": (".avif", ".avifs"),
-    "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp",),
-    "DIB": (".dib",),
-    "GIF": (".gif",),
-    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "TGA": (".tga",),
-    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
-    "PCX": (".pcx",),
-    "QOI": (".qoi",),
-    "ICO": (".ico",),
-    "DDS": (".dds",),
-}
-IMAGE_EXTENSIONS = frozenset(extension for extensions in _EXTENSIONS.values() for extension in extensions)
+__all__ = ["IMAGE_EXTENSIONS", "decode", "read_file", "stored_header", "to_8_bit", "to_channels", "upright"]
+
 _GREY = {"1", "L", "LA", "La"}
 _DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 _GEO_TAGS = (33550, 33922, 34264, 34735)  # pixel scale, tie points, transformation, geo keys
@@ -151,7 +133,7 @@ def to_channels(image: Image.Image | np.ndarray, channels: int, *, name: str = "
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _EXTENSIONS if name in Image.OPEN)  # not every Pillow is built with AVIF
+    return tuple(name for name in EXTENSIONS if name in Image.OPEN)  # not every Pillow is built with AVIF
 
 
 def _pixels(data: bytes, min_side: int | None, name: str) -> Image.Image | np.ndarray:

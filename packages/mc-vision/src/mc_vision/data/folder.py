@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from mc_core.errors import DataError, closest
+from mc_core.errors import DataError
 from mc_core.images.decoding import IMAGE_EXTENSIONS, read_file
-from mc_core.listing import PackedStrings, count_text, fingerprint
+from mc_core.listing import PackedStrings, count_text, fingerprint, not_found, walk
 from mc_vision.data.source import EncodedSource, ReadOptions
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
@@ -92,62 +92,6 @@ def open_folder(folder: str | Path, options: ReadOptions | None = None) -> PathS
     images.sort()
     labels, classes = _folder_labels(images, root, options.labels)
     return PathSource(images, root, options, labels=labels, classes=classes)
-
-
-def walk(root: str) -> Iterator[str]:
-    """Relative paths of all visible files, in no particular order, without asking the system about each file.
-
-    Links to folders are followed, but not back into a folder that contains them.
-
-    Raises:
-        DataError: a folder cannot be read. Going on without it would train on less than was asked for.
-    """
-    todo: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(root),))]
-    while todo:
-        relative, ancestors = todo.pop()
-        try:
-            with os.scandir(os.path.join(root, relative)) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    path = relative + entry.name
-                    if not _is_folder(entry):
-                        yield path
-                        continue
-                    identity = _identity(entry.path)
-                    if identity not in ancestors:
-                        todo.append((path + "/", (*ancestors, identity)))
-        except OSError as error:
-            where = os.path.join(root, relative)
-            raise DataError(
-                f"cannot read the folder {where} ({error.strerror}): give access, or move it away"
-            ) from error
-
-
-def not_found(path: str) -> str:
-    """The message for a path that does not exist, with what is there instead."""
-    if os.path.exists(path):
-        return f"{path} is a file, not a folder"
-    parent = Path(path).absolute().parent
-    while not parent.is_dir():
-        parent = parent.parent
-    try:
-        names = sorted(name for name in os.listdir(parent) if not name.startswith("."))
-    except OSError:
-        names = []
-    return f"{path} does not exist; {parent} holds {closest(Path(path).name, names) if names else 'nothing'}"
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def _folder_labels(images: list[str], root: str, wanted: str) -> tuple[np.ndarray | None, list[str] | None]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
 from mc_core.data import BadSampleError
-from mc_core.errors import ConfigError, DataError, McError, closest
+from mc_core.errors import DataError
+from mc_core.hub_data import load_hub, load_saved, one_split, require_datasets
 from mc_core.images.decoding import read_file
 from mc_core.listing import fingerprint
-from mc_core.optional import require
 from mc_vision.data.source import (
     CLASS_NAMES,
     ID_NAMES,
@@ -25,6 +23,8 @@ from mc_vision.data.source import (
     make_ids,
     make_labels,
 )
+
+_EXTRA = "mc-vision[datasets]"
 
 
 class HubSource(EncodedSource):
@@ -42,7 +42,7 @@ class HubSource(EncodedSource):
     kind = "huggingface"
 
     def __init__(self, data: Any, location: str, options: ReadOptions) -> None:
-        datasets = _datasets()
+        datasets = require_datasets(_EXTRA)
         if not len(data):
             raise DataError(f"{location} is empty")
         images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
@@ -100,19 +100,7 @@ def open_hub(spec: str, options: ReadOptions | None = None) -> HubSource:
     Raises:
         DataError: it cannot be loaded, or has no such split.
     """
-    datasets = _datasets()
-    text, _, query = spec.removeprefix("hf:").partition("?")
-    name, _, split = text.partition(":")
-    settings = dict(parse_qsl(query))
-    if unknown := sorted(set(settings) - {"config", "revision"}):
-        raise ConfigError(f"{spec}: unknown {unknown[0]!r}; after '?' come config and revision")
-    try:
-        found = datasets.load_dataset(name, settings.get("config"), revision=settings.get("revision"))
-    except (McError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # the hub client's errors share no base class
-        raise DataError(f"{spec}: {' '.join(str(error).split()) or type(error).__name__}") from error
-    return HubSource(_one_split(found, split, spec), spec, options or ReadOptions())
+    return HubSource(one_split(*load_hub(spec, extra=_EXTRA), spec), spec, options or ReadOptions())
 
 
 def open_saved(path: str | Path, options: ReadOptions | None = None) -> HubSource:
@@ -121,35 +109,8 @@ def open_saved(path: str | Path, options: ReadOptions | None = None) -> HubSourc
     Raises:
         DataError: it cannot be loaded, or has no such split.
     """
-    datasets = _datasets()
     spec = os.fspath(path)
-    folder, split = (spec, "") if os.path.exists(spec) else spec.rsplit(":", 1)
-    try:
-        found = datasets.load_from_disk(folder) if os.path.isdir(folder) else datasets.Dataset.from_file(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} cannot be opened with datasets ({' '.join(str(error).split())})") from error
-    return HubSource(_one_split(found, split, spec), spec, options or ReadOptions())
-
-
-def _datasets() -> Any:
-    return require("datasets", extra="mc-vision[datasets]", purpose="read Hugging Face data sets")
-
-
-def _one_split(found: Any, split: str, spec: str) -> Any:
-    if not isinstance(found, Mapping):
-        if split:
-            raise DataError(f"{spec} has no splits, leave out {':' + split!r}")
-        return found
-    names = list(found)
-    chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else "")
-    if chosen not in names:
-        problem = (
-            f"no split {split!r}; closest: {closest(split, names)}"
-            if split
-            else f"the splits {', '.join(names)}: name one"
-        )
-        raise DataError(f"{spec} has {problem}")
-    return found[chosen]
+    return HubSource(one_split(*load_saved(path, extra=_EXTRA), spec), spec, options or ReadOptions())
 
 
 def _values(data: Any, column: str | None) -> Any:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from mc_core.errors import ConfigError, DataError, closest
 from mc_core.files import read_json
 from mc_core.images.decoding import IMAGE_EXTENSIONS
-from mc_core.listing import count_text, log
+from mc_core.listing import count_text, log, not_found, walk
 from mc_vision.data.coco import open_coco
-from mc_vision.data.folder import PathSource, not_found, walk
+from mc_vision.data.folder import PathSource
 from mc_vision.data.masks import VOID_ID, IndexMasks, Kind, MaskedImages
 from mc_vision.data.shards import ShardSource, open_shards
 from mc_vision.data.source import ReadOptions

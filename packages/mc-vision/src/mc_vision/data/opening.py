@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from mc_core.errors import ConfigError, DataError
+from mc_core.hub_data import SAVED_FILES
 from mc_core.images.decoding import IMAGE_EXTENSIONS
-from mc_core.listing import count_text
+from mc_core.listing import count_text, not_found
 from mc_core.remote import is_url
+from mc_core.shards import expand_braces
 from mc_vision.data import hf, shards, table, torchvision_sets
-from mc_vision.data.folder import PathSource, not_found, open_folder
+from mc_vision.data.folder import PathSource, open_folder
 from mc_vision.data.source import ImageSource, ReadOptions
 
 UNDERSTOOD = (
@@ -21,7 +23,6 @@ UNDERSTOOD = (
     "a saved Hugging Face folder or .arrow file, hf:user/name:split, torchvision:Name?root=…"
 )
 _ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
-_SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}
 
 
 def open_source(
@@ -95,7 +96,7 @@ def _open(spec: str, options: ReadOptions) -> ImageSource:
     if has_magic(spec):
         return _open_pattern(spec, options)
     folder = spec.rpartition(":")[0]
-    if os.path.isdir(folder) and _SAVED & set(os.listdir(folder)):
+    if os.path.isdir(folder) and SAVED_FILES & set(os.listdir(folder)):
         return hf.open_saved(spec, options)
     raise DataError(not_found(spec))
 
@@ -123,7 +124,7 @@ def _open_file(spec: str, lower: str, options: ReadOptions) -> ImageSource:
 def _open_pattern(spec: str, options: ReadOptions) -> ImageSource:
     if spec.lower().endswith(".tar"):
         return shards.open_shards(spec, options)
-    files = [path for name in shards.expand_braces(spec) for path in sorted(glob(name)) or [name]]
+    files = [path for name in expand_braces(spec) for path in sorted(glob(name)) or [name]]
     if missing := [path for path in files if not os.path.exists(path)]:
         raise DataError(f"nothing matches {missing[0]}")
     extensions = sorted({os.path.splitext(path)[1].lower() for path in files})
@@ -141,7 +142,7 @@ def _open_folder(folder: str, options: ReadOptions) -> ImageSource:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise DataError(f"cannot read the folder {folder} ({error.strerror})") from error
-    if _SAVED & set(names):
+    if SAVED_FILES & set(names):
         return hf.open_saved(folder, options)
     extensions = {os.path.splitext(name)[1].lower() for name in names}
     if not extensions & IMAGE_EXTENSIONS:

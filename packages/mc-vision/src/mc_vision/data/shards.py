@@ -9,15 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import tarfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +23,14 @@ import numpy as np
 from mc_core.data import BadSampleError
 from mc_core.errors import DataError
 from mc_core.files import atomic_path
-from mc_core.images.decoding import IMAGE_EXTENSIONS
 from mc_core.listing import PackedStrings, cache_folder, count_text, fingerprint, log, size_text, stamp
-from mc_core.remote import fetch, is_url
-from mc_vision.data.folder import not_found
+from mc_core.shards import Places, ShardFile, find_shards, image_ending, walk_shard
 from mc_vision.data.source import CLASS_NAMES, LABEL_NAMES, EncodedSource, ReadOptions, make_ids, make_labels
 
 _INDEX_VERSION = 1
 _SIDECAR = 1 << 20  # a label or JSON file larger than this is something else
 _LARGE = 1 << 28
-_MOST_SHARDS = 1_000_000
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
 _TEXTS = ("keys", "labels", "names", "ids")
-_PREFERRED = ("jpg", "jpeg", "png", "webp", "avif", "tif", "tiff", "bmp", "gif")
 
 
 @dataclass(frozen=True)
@@ -97,14 +89,14 @@ class ShardSource(EncodedSource):
         super().__init__(
             location, digest, options, labels=values, classes=classes, ids=make_ids(ids if any(ids) else None)
         )
-        self._file = functools.lru_cache(maxsize=64)(_ShardFile)
+        self._file = functools.lru_cache(maxsize=64)(ShardFile)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._file = functools.lru_cache(maxsize=64)(_ShardFile)
+        self._file = functools.lru_cache(maxsize=64)(ShardFile)
 
     def __len__(self) -> int:
         return len(self.shard_N)
@@ -122,27 +114,6 @@ class ShardSource(EncodedSource):
         return data
 
 
-class _ShardFile:
-    """A file open for positioned reads, which forked workers and threads may share; closed with its last reference."""
-
-    def __init__(self, path: str) -> None:
-        self._handle = -1
-        try:
-            self._handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except FileNotFoundError as error:
-            raise DataError(f"{path} was removed while it was in use") from error
-
-    def read(self, offset: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._handle, size, offset)
-        os.lseek(self._handle, offset, os.SEEK_SET)
-        return os.read(self._handle, size)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
-        if self._handle >= 0:
-            close(self._handle)
-
-
 def open_shards(pattern: str | Path, options: ReadOptions | None = None) -> ShardSource:
     """Shards from a path, a URL, a brace pattern (``"photos-{000..009}.tar"``) or a glob; several joined by ``::``.
 
@@ -155,53 +126,7 @@ def open_shards(pattern: str | Path, options: ReadOptions | None = None) -> Shar
         DataError: a shard is missing (which one), or cannot be read.
     """
     options = options or ReadOptions()
-    text = os.fspath(pattern)
-    shards: list[str | Path] = []
-    expanded = [name for piece in text.split("::") for name in expand_braces(piece)]
-    for name in expanded:
-        if is_url(name):
-            if any(letter in name.partition("?")[0] for letter in "*["):
-                raise DataError(
-                    f"{name}: a URL cannot be globbed, spell the shards with braces, as in shard-{{000..009}}.tar"
-                )
-            shards.append(fetch(name, options.cache_dir))
-        elif os.path.exists(name):
-            shards.append(name)
-        elif found := sorted(glob(name)) if has_magic(name) else []:
-            shards.extend(found)
-        else:
-            which = f" (one of {len(expanded)} named by {text})" if len(expanded) > 1 else ""
-            raise DataError(f"no shard {name}{which}" if which or has_magic(name) else not_found(name))
-    return ShardSource(shards, text, options)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Every name that a brace pattern spells, in order. Ranges keep their leading zeros.
-
-    Raises:
-        DataError: a range is larger than a million.
-
-    >>> expand_braces("{a,b}-{008..010}.tar")
-    ['a-008.tar', 'a-009.tar', 'a-010.tar', 'b-008.tar', 'b-009.tar', 'b-010.tar']
-    """
-    pieces = re.split(r"(\{[^{}]*\})", pattern)
-    choices = [_choices(piece, pattern) for piece in pieces]
-    if np.prod([float(len(choice)) for choice in choices]) > _MOST_SHARDS:
-        raise DataError(f"{pattern} spells more than {_MOST_SHARDS:,} names")
-    return ["".join(parts) for parts in product(*choices)]
-
-
-def _choices(piece: str, pattern: str) -> list[str]:
-    if span := re.fullmatch(r"\{(\d+)\.\.(\d+)\}", piece):
-        first, last = span.groups()
-        step = 1 if int(first) <= int(last) else -1
-        if abs(int(last) - int(first)) >= _MOST_SHARDS:
-            raise DataError(f"{pattern} spells more than {_MOST_SHARDS:,} names")
-        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
-        return [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
-    if piece.startswith("{") and "," in piece:
-        return piece[1:-1].split(",")
-    return [piece]
+    return ShardSource(find_shards(pattern, options.cache_dir), os.fspath(pattern), options)
 
 
 def _index_all(shards: Sequence[str], options: ReadOptions) -> list[ShardIndex]:
@@ -247,51 +172,15 @@ def index_shard(shard: str, options: ReadOptions | None = None) -> ShardIndex:
         DataError: compressed, damaged or truncated; with the last good key.
     """
     options = options or ReadOptions()
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    last = "none"
+    samples = walk_shard(shard)
     try:
-        size = os.path.getsize(shard)
         with open(shard, "rb") as file:
-            if kind := _COMPRESSED.get(file.read(2)):
-                raise DataError(
-                    f"{shard} is compressed with {kind}: decompress it to a plain .tar, images gain nothing from it"
-                )
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep every member
-                    if member.isfile() and member.offset_data + member.size > size:
-                        raise tarfile.ReadError("unexpected end of data")
-                    split = (
-                        re.fullmatch(r"(?:\./)?((?:.*/)?[^./][^./]*)\.([^/]*)", member.name)
-                        if member.isfile()
-                        else None
-                    )
-                    if split is None:
-                        continue
-                    key, ending = split[1], split[2].lower()
-                    endings = samples.setdefault(key, {})
-                    if ending in endings:
-                        raise DataError(
-                            f"{shard}: sample {key!r} has two files .{ending}; give every sample its own key"
-                        )
-                    endings[ending] = (member.offset_data, member.size)
-                    last = key
-                file.seek(tar.offset)
-                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
-                    raise tarfile.ReadError("a header is damaged")
             return _assemble(shard, samples, file, options)
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{shard} is damaged or cut off ({error}); the last good key is {last!r}: fetch it again"
-        ) from error
     except OSError as error:
         raise DataError(f"{shard} cannot be read ({error.strerror or error})") from error
 
 
-def _assemble(
-    shard: str, samples: dict[str, dict[str, tuple[int, int]]], file: Any, options: ReadOptions
-) -> ShardIndex:
+def _assemble(shard: str, samples: Places, file: Any, options: ReadOptions) -> ShardIndex:
     keys, places, labels, names, ids = [], [], [], [], []
 
     def content(place: tuple[int, int]) -> bytes:
@@ -299,7 +188,7 @@ def _assemble(
         return file.read(min(place[1], _SIDECAR))
 
     for key, endings in samples.items():
-        image = _image_ending(endings, options.image_column, f"{shard}/{key}")
+        image = image_ending(endings, options.image_column, f"{shard}/{key}")
         if image is None:
             continue
         keys.append(key)
@@ -320,21 +209,6 @@ def _assemble(
     offsets, sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T
     texts = (PackedStrings(texts) for texts in (labels, names, ids))
     return ShardIndex(PackedStrings(keys), offsets.copy(), sizes.copy(), *texts)
-
-
-def _image_ending(endings: dict[str, tuple[int, int]], wanted: str | None, where: str) -> str | None:
-    """Which file of a sample is its image: the one asked for, else a plain ``.jpg`` before any ``.seg.png``."""
-    if wanted is not None:
-        ending = wanted.lower().lstrip(".")
-        return ending if ending in endings else None
-    images = [ending for ending in endings if "." + ending.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    plain = [ending for ending in images if "." not in ending]
-    for ending in _PREFERRED:
-        if ending in plain:
-            return ending
-    if len(plain or images) > 1:
-        raise DataError(f"{where} has several images ({', '.join(plain or images)}): say which with image_column")
-    return (plain or images or [None])[0]
 
 
 def _as_text(value: Any) -> str:

@@ -5,19 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mc_core.data import BadSampleError
 from mc_core.errors import DataError
-from mc_core.files import atomic_path
-from mc_core.images.decoding import read_file
-from mc_core.listing import cache_folder, fingerprint, log, size_text, stamp
-from mc_core.locks import locked
+from mc_core.images.parquet import ParquetCells, one_line, read_columns, require_parquet
 from mc_core.optional import require
 from mc_vision.data.folder import PathSource
 from mc_vision.data.source import (
@@ -39,7 +34,7 @@ PATH_NAMES = (
     *("image", "img", "img_path", "picture"),
 )
 _BYTES_NAMES = ("image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "picture", "data")
-_IN_MEMORY = 256 << 20  # bytes of one table that are kept in memory instead of in a mapped file
+_EXTRA = "mc-vision[parquet]"
 
 
 def open_list(path: str | Path, options: ReadOptions | None = None) -> PathSource:
@@ -116,11 +111,7 @@ def open_csv(path: str | Path, options: ReadOptions | None = None) -> PathSource
 
 
 class ParquetSource(EncodedSource):
-    """Encoded images in a binary column, or in Hugging Face's struct of bytes and path, of one or more Parquet files.
-
-    Small tables are held in memory. Of a larger one the image column is unpacked once into a mapped Arrow file in the
-    cache folder: a Parquet page has to be decompressed whole to read one image, a mapped file does not, and its pages
-    are shared by all workers. Both are opened in each process on first use.
+    """Encoded images in a column of Parquet files; see :class:`~mc_core.images.parquet.ParquetCells`.
 
     Args:
         files: Parquet files with the same columns.
@@ -145,62 +136,19 @@ class ParquetSource(EncodedSource):
         classes: list[str] | None = None,
         ids: np.ndarray | None = None,
     ) -> None:
-        pq = _parquet()
-        self.files, self.column = list(files), column
-        counts, unpacked = [], 0
-        for file in files:
-            metadata = pq.ParquetFile(file, memory_map=True).metadata
-            counts.append(metadata.num_rows)
-            unpacked += _unpacked_size(metadata, column)
-        self.ends = np.cumsum(counts)
-        sizes = [os.path.getsize(file) for file in files]
-        digest = fingerprint([os.path.basename(file) for file in files], np.array(counts), np.array(sizes), column)
-        super().__init__(location, digest, options, labels=labels, classes=classes, ids=ids)
-        self._mapped: list[Path] | None = None
-        if unpacked > _IN_MEMORY:
-            folder = cache_folder(options.cache_dir, "arrow")
-            self._mapped = [_unpack(file, column, folder) for file in files]
-        self._chunks: list[Any] = []
-        self._starts: np.ndarray | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_chunks": [], "_starts": None}
+        self.cells = ParquetCells(files, column, cache_dir=options.cache_dir, extra=_EXTRA)
+        super().__init__(location, self.cells.digest, options, labels=labels, classes=classes, ids=ids)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return len(self.cells)
 
     def name(self, index: int) -> str:
         """``file.parquet[row]``, rows counted from 0."""
-        position = range(len(self))[index]
-        part = int(np.searchsorted(self.ends, position, side="right"))
-        return f"{self.files[part]}[{position - (int(self.ends[part - 1]) if part else 0)}]"
+        return self.cells.name(index)
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; where the cell holds only a path, those of the file."""
-        if self._starts is None:
-            self._open()
-        assert self._starts is not None
-        position = range(len(self))[index]
-        part = int(np.searchsorted(self._starts, position, side="right")) - 1
-        cell = self._chunks[part][position - int(self._starts[part])].as_py()
-        if isinstance(cell, dict):
-            path = cell.get("path")
-            cell = cell["bytes"]
-            if cell is None and path:
-                root = os.path.dirname(self.files[int(np.searchsorted(self.ends, position, side="right"))])
-                return read_file(os.path.join(root, path), name=self.name(index))
-        if cell is None:
-            raise BadSampleError(self.name(index), "the image cell is empty")
-        return cell
-
-    def _open(self) -> None:
-        if self._mapped is None:
-            tables = [_read(file, [self.column]) for file in self.files]
-        else:
-            pa = require("pyarrow", extra="mc-vision[parquet]", purpose="read Parquet files")
-            tables = [pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all() for path in self._mapped]
-        self._chunks = [chunk for table in tables for chunk in table.column(self.column).chunks if len(chunk)]
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks[:-1])])
+        return self.cells.read(index)
 
 
 def open_parquet(
@@ -213,7 +161,7 @@ def open_parquet(
         MissingDependencyError: pyarrow is not installed.
     """
     options = options or ReadOptions()
-    pq = _parquet()
+    pq = require_parquet(_EXTRA)
     names = [os.fspath(file) for file in files]
     location = location or ", ".join(names)
     schemas = []
@@ -221,7 +169,7 @@ def open_parquet(
         try:
             schemas.append(pq.read_schema(file))
         except (OSError, ValueError) as error:
-            raise DataError(f"{file} is not a readable Parquet file ({_one_line(error)})") from error
+            raise DataError(f"{file} is not a readable Parquet file ({one_line(error)})") from error
     column, holds_bytes = _image_column(schemas[0], options.image_column, names[0])
     wanted = [column, *(name for name in _value_columns(schemas[0].names, options, names[0]) if name)]
     for file, schema in zip(names, schemas, strict=True):
@@ -240,7 +188,11 @@ def open_parquet(
         return f"{names[part]}, row {row - (int(ends[part - 1]) if part else 0)}"
 
     def values(name: str | None) -> Any:
-        return None if name is None else _values([_read(file, [name]).column(name) for file in names], name, where)
+        return (
+            None
+            if name is None
+            else _values([read_columns(file, [name], extra=_EXTRA).column(name) for file in names], name, where)
+        )
 
     label, class_name, group = _value_columns(schemas[0].names, options, names[0])
     labels, classes = make_labels(values(label), values(class_name), where)
@@ -291,17 +243,9 @@ def _check_root(paths: Sequence[str], root: str, where: Callable[[int], str]) ->
         )
 
 
-def _parquet() -> Any:
-    return require("pyarrow.parquet", extra="mc-vision[parquet]", purpose="read Parquet files")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _image_column(schema: pa.Schema, wanted: str | None, where: str) -> tuple[str, bool]:
     """The image column and whether it holds bytes (else paths)."""
-    types = require("pyarrow.types", extra="mc-vision[parquet]", purpose="read Parquet files")
+    types = require("pyarrow.types", extra=_EXTRA, purpose="read Parquet files")
 
     def is_bytes(kind: Any) -> bool:
         if types.is_struct(kind):
@@ -332,19 +276,9 @@ def _image_column(schema: pa.Schema, wanted: str | None, where: str) -> tuple[st
     return column, False
 
 
-def _read(file: str, columns: list[str]) -> pa.Table:
-    pq = _parquet()
-    try:
-        return pq.read_table(file, columns=columns, memory_map=True, partitioning=None)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file}: column {columns[0]!r} cannot be read, the file is damaged ({_one_line(error)})"
-        ) from error
-
-
 def _values(columns: Sequence[Any], name: str, where: Callable[[int], str]) -> Any:
     """The values of a column over all files: an integer array, or a list of text."""
-    pa = require("pyarrow", extra="mc-vision[parquet]", purpose="read Parquet files")
+    pa = require("pyarrow", extra=_EXTRA, purpose="read Parquet files")
     column = pa.chunked_array([chunk for part in columns for chunk in part.chunks], type=columns[0].type)
     if column.null_count:
         row = int(
@@ -366,44 +300,3 @@ def _hub_classes(schema: pa.Schema, label: str, largest: int) -> list[str] | Non
     except (KeyError, TypeError, ValueError):
         return None
     return names if largest < len(names) else None
-
-
-def _unpacked_size(metadata: Any, column: str) -> int:
-    total = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for i in range(row_group.num_columns):
-            part = row_group.column(i)
-            if part.path_in_schema.split(".")[0] == column:
-                total += part.total_uncompressed_size
-    return total
-
-
-def _unpack(file: str, column: str, folder: Path) -> Path:
-    """The image column of a Parquet file as an Arrow file in ``folder``, made unless it is there."""
-    pa = require("pyarrow", extra="mc-vision[parquet]", purpose="read Parquet files")
-    target = folder / f"{Path(file).stem}-{fingerprint(stamp(file), column)}.arrow"
-    with locked(target):
-        if target.exists():
-            return target
-        parquet = _parquet().ParquetFile(file, memory_map=True)
-        size, free = _unpacked_size(parquet.metadata, column), shutil.disk_usage(folder).free
-        if size > 0.95 * free:
-            raise DataError(
-                f"{file} needs {size_text(size)} in the cache for random access, {folder} has {size_text(free)} free: "
-                "name another folder as cache_dir"
-            )
-        log.info("unpacking %s of %s into %s, once", size_text(size), file, target)
-        schema = pa.schema([parquet.schema_arrow.field(column)])
-        with (
-            atomic_path(target) as draft,
-            pa.OSFile(os.fspath(draft), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as writer,
-        ):
-            for group in range(parquet.num_row_groups):
-                try:
-                    table = parquet.read_row_group(group, columns=[column])
-                except (OSError, ValueError) as error:
-                    raise DataError(f"{file}, row group {group}: damaged ({_one_line(error)})") from error
-                writer.write_table(table.cast(schema))
-    return target
