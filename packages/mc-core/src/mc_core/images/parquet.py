@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -92,6 +93,15 @@ class ParquetCells:
             raise BadSampleError(self.name(index), "the image cell is empty")
         return cell
 
+    def sizes(self) -> np.ndarray:
+        """(N,) int64 bytes of each image, read from the offsets alone; −1 where the cell is empty. Of a cell that holds only a path,
+        those of the file."""
+        if self._starts is None:
+            self._open()
+        folders = [os.path.dirname(file) for file in self.files]
+        parts = np.searchsorted(self.ends, np.arange(len(self)), side="right")
+        return cell_sizes(self._chunks, [folders[part] for part in parts.tolist()])
+
     def _open(self) -> None:
         if self._mapped is None:
             tables = [read_columns(file, [self.column], extra=self._extra) for file in self.files]
@@ -100,6 +110,29 @@ class ParquetCells:
             tables = [pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all() for path in self._mapped]
         self._chunks = [chunk for table in tables for chunk in table.column(self.column).chunks if len(chunk)]
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks[:-1])])
+
+
+def cell_sizes(chunks: Sequence[Any], folders: Sequence[str] | None = None) -> np.ndarray:
+    """(N,) int64 bytes of each image of a column, −1 where the cell is empty.
+
+    Args:
+        chunks: of a binary column, or of structs of bytes and path.
+        folders: N, what paths are relative to.
+    """
+    compute = importlib.import_module("pyarrow.compute")
+    found = []
+    for chunk in chunks:
+        cells = chunk.field("bytes") if hasattr(chunk, "field") else chunk
+        sizes = compute.fill_null(compute.binary_length(cells), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        found.append(np.where(chunk.is_valid().to_numpy(zero_copy_only=False), sizes, -1))
+    sizes_N = np.concatenate(found) if found else np.zeros(0, np.int64)
+    if any(hasattr(chunk, "field") and "path" in {field.name for field in chunk.type} for chunk in chunks):
+        paths = [path for chunk in chunks for path in chunk.field("path").to_pylist()]
+        for row in np.flatnonzero(sizes_N < 0).tolist():
+            path = paths[row] and os.path.join(folders[row] if folders else "", paths[row])
+            if path and os.path.isfile(path):
+                sizes_N[row] = os.path.getsize(path)
+    return sizes_N
 
 
 def read_columns(file: str, columns: list[str], *, extra: str = "pyarrow") -> Any:

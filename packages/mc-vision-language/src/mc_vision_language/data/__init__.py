@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from mc_vision_language.data.images import (
         ArrayImages,
         FileImages,
-        HubImages,
         ImageSet,
         read_image,
         squashed,
@@ -20,14 +19,16 @@ if TYPE_CHECKING:
     from mc_vision_language.data.options import CaptionOptions, ColumnOptions, ReadOptions, SplitOptions
     from mc_vision_language.data.pair_data import PairData
     from mc_vision_language.data.pairs import SPLITS, Pairs, divide, scene_pairs, shuffled_captions
+    from mc_vision_language.data.stored_images import HubImages, ParquetImages, TarImages
     from mc_vision_language.data.views import ImageViews
 
 _NAMES = {
     "captions": ["clean_caption", "names_sides", "text_key"],
-    "images": ["ArrayImages", "FileImages", "HubImages", "ImageSet", "read_image", "squashed"],
+    "images": ["ArrayImages", "FileImages", "ImageSet", "read_image", "squashed"],
     "options": ["CaptionOptions", "ColumnOptions", "ReadOptions", "SplitOptions"],
     "pair_data": ["PairData"],
     "pairs": ["SPLITS", "Pairs", "divide", "scene_pairs", "shuffled_captions"],
+    "stored_images": ["HubImages", "ParquetImages", "TarImages"],
     "views": ["ImageViews"],
 }
 
@@ -42,8 +43,10 @@ __all__ = [
     "ImageViews",
     "PairData",
     "Pairs",
+    "ParquetImages",
     "ReadOptions",
     "SplitOptions",
+    "TarImages",
     "clean_caption",
     "divide",
     "names_sides",

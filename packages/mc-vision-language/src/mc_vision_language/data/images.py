@@ -78,16 +78,23 @@ class StoredImages(ABC):
     def _name(self, i: int) -> str: ...
 
     @abstractmethod
-    def _size(self, i: int) -> int:
-        """Bytes of the file, −1 if there is none."""
+    def _sizes(self) -> np.ndarray:
+        """(all) int64 bytes of each picture, −1 where there is none."""
+
+    def _key(self, i: int) -> str:
+        return self._name(i)
 
     def data(self, row: int) -> bytes:
         """The encoded bytes of one picture."""
         return self._data(int(self.rows[row]))
 
-    def size(self, row: int) -> int:
-        """Bytes of one picture; −1 if it is missing."""
-        return self._size(int(self.rows[row]))
+    def sizes(self) -> np.ndarray:
+        """(N,) int64 bytes of each picture; −1 where it is missing."""
+        return self._sizes()[self.rows]
+
+    def key(self, row: int) -> str:
+        """What tells this picture from the others, on any machine: its name without the folder that all lie in."""
+        return self._key(int(self.rows[row]))
 
     def name(self, row: int) -> str:
         """Path or key."""
@@ -137,48 +144,11 @@ class FileImages(StoredImages):
     def _data(self, i: int) -> bytes:
         return read_file(self._name(i))
 
-    def _size(self, i: int) -> int:
-        try:
-            status = os.stat(self._name(i))
-        except OSError:
-            return -1
-        return status.st_size
+    def _key(self, i: int) -> str:
+        return self.paths[i]
 
-
-class HubImages(StoredImages):
-    """The image column of a Hugging Face `datasets.Dataset`, memory-mapped.
-
-    Args:
-        data: the data set.
-        column: of its images.
-        location: for reports.
-    """
-
-    kind = "huggingface"
-
-    def __init__(self, data: Any, column: str, location: str) -> None:
-        import datasets
-
-        self.column = column
-        super().__init__(location, len(data), fingerprint(data._fingerprint, len(data), column))
-        self._dataset = (
-            data.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
-        )
-
-    def _name(self, i: int) -> str:
-        return f"{self.location}[{i}]"
-
-    def _data(self, i: int) -> bytes:
-        cell = self._dataset[i][self.column]
-        if cell is None or (cell["bytes"] is None and not cell["path"]):
-            raise BadSampleError(self._name(i), "the image cell is empty")
-        return cell["bytes"] if cell["bytes"] is not None else read_file(cell["path"], name=self._name(i))
-
-    def _size(self, i: int) -> int:
-        try:
-            return len(self._data(i))
-        except BadSampleError:
-            return -1
+    def _sizes(self) -> np.ndarray:
+        return np.fromiter((_file_size(self._name(i)) for i in range(len(self.paths))), np.int64, len(self.paths))
 
 
 class ArrayImages:
@@ -280,6 +250,13 @@ def pixels_of(image: Image.Image, box: Sequence[float], size: int) -> np.ndarray
     return np.ascontiguousarray(
         np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=corners)).transpose(2, 0, 1)
     )
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return -1
 
 
 def _rgb(image: Image.Image | np.ndarray, name: str) -> Image.Image:
