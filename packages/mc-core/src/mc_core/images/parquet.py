@@ -94,8 +94,7 @@ class ParquetCells:
         return cell
 
     def sizes(self) -> np.ndarray:
-        """(N,) int64 bytes of each image, read from the offsets alone; −1 where the cell is empty. Of a cell that holds only a path,
-        those of the file."""
+        """(N,) int64 bytes of each image, or of the file it names, read from the offsets alone; −1 where the cell is empty."""
         if self._starts is None:
             self._open()
         folders = [os.path.dirname(file) for file in self.files]

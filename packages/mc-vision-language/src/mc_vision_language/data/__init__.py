@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         read_image,
         squashed,
     )
+    from mc_vision_language.data.opening import UNDERSTOOD, open_pairs
     from mc_vision_language.data.options import CaptionOptions, ColumnOptions, ReadOptions, SplitOptions
     from mc_vision_language.data.pair_data import PairData
     from mc_vision_language.data.pairs import SPLITS, Pairs, divide, scene_pairs, shuffled_captions
@@ -26,6 +27,7 @@ _NAMES = {
     "captions": ["clean_caption", "names_sides", "text_key"],
     "images": ["ArrayImages", "FileImages", "ImageSet", "read_image", "squashed"],
     "options": ["CaptionOptions", "ColumnOptions", "ReadOptions", "SplitOptions"],
+    "opening": ["UNDERSTOOD", "open_pairs"],
     "pair_data": ["PairData"],
     "pairs": ["SPLITS", "Pairs", "divide", "scene_pairs", "shuffled_captions"],
     "stored_images": ["HubImages", "ParquetImages", "TarImages"],
@@ -34,6 +36,7 @@ _NAMES = {
 
 __all__ = [
     "SPLITS",
+    "UNDERSTOOD",
     "ArrayImages",
     "CaptionOptions",
     "ColumnOptions",
@@ -50,6 +53,7 @@ __all__ = [
     "clean_caption",
     "divide",
     "names_sides",
+    "open_pairs",
     "read_image",
     "scene_pairs",
     "shuffled_captions",

@@ -1,0 +1,162 @@
+"""Captions in WebDataset shards: beside each picture a ``.txt`` or ``.json`` with the same key."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from mc_core.errors import DataError
+from mc_core.listing import PackedStrings
+from mc_core.shards import ShardFile, find_shards, image_ending, walk_shard
+from mc_vision_language.data.assembling import Found
+from mc_vision_language.data.columns import caption_list, recognise, split_name, told
+from mc_vision_language.data.options import ColumnOptions, ReadOptions
+from mc_vision_language.data.stored_images import TarImages
+
+_TEXTS = ("txt", "caption", "cap", "text")
+_SIDECAR = 1 << 20  # a note larger than this is something else
+
+
+def find_in_shards(pattern: str, columns: ColumnOptions, read: ReadOptions, *, location: str | None = None) -> Found:
+    """Pictures and captions of tar files.
+
+    Args:
+        pattern: a path, URL, glob or brace pattern; several joined by ``::``.
+        columns: ``image`` is the ending of the picture's file where a sample has several, ``caption`` a field of its ``.json``
+            or the ending of its text file.
+        read: where shards behind URLs go.
+        location: for reports; default: the pattern.
+
+    Raises:
+        DataError: a shard is missing or damaged, or no sample has a picture and a caption.
+    """
+    shards = find_shards(pattern, read.cache)
+    reader = _Reader(columns)
+    for number, shard in enumerate(shards):
+        reader.add(number, shard)
+    where = location or pattern
+    endings = ", ".join(sorted(reader.endings)[:6]) or "nothing"
+    if not reader.members:
+        raise DataError(f"{where}: no sample has a picture (.jpg, .png …); the files end in {endings}")
+    if not reader.captions:
+        raise DataError(
+            f"{where}: no sample has a caption in a .txt or .json; the files end in {endings}, "
+            "name the field or the ending with --columns.caption"
+        )
+    offsets, sizes = np.array(reader.places, dtype=np.int64).reshape(-1, 2).T
+    images = TarImages(
+        shards, np.array(reader.shard_of), PackedStrings(reader.members), offsets.copy(), sizes.copy(), location=where
+    )
+    splits = reader.splits
+    if not any(splits):
+        names = [os.path.basename(shard).split("-")[0].split("_")[0].split(".")[0] for shard in shards]
+        splits = [names[number] if split_name(names[number]) else "" for number in reader.shard_of]
+        if any(splits):
+            reader.columns["split"] = "names of the shards"
+    ids = reader.ids if reader.ids and all(reader.ids) else None
+    if ids is None:
+        reader.columns.pop("image_id", None)
+    return Found(
+        images,
+        reader.captions,
+        reader.image_of,
+        lambda caption: images.name(reader.image_of[caption]),
+        where,
+        {"image": "pictures of the shards", **reader.columns},
+        ids,
+        splits,
+        reader.bad,
+    )
+
+
+class _Reader:
+    """Collects the samples of shard after shard."""
+
+    def __init__(self, options: ColumnOptions) -> None:
+        self.options = options
+        self.shard_of: list[int] = []
+        self.members: list[str] = []
+        self.places: list[tuple[int, int]] = []
+        self.captions: list[str] = []
+        self.image_of: list[int] = []
+        self.ids: list[str] = []
+        self.splits: list[str] = []
+        self.columns: dict[str, str] = {}
+        self.bad: list[str] = []
+        self.endings: set[str] = set()
+        self._roles: dict[tuple[str, ...], dict[str, str | list[str]] | None] = {}
+
+    def add(self, number: int, shard: str) -> None:
+        """The samples of one shard."""
+        file = ShardFile(shard)
+        for key, endings in walk_shard(shard).items():
+            self.endings.update(endings)
+            ending = image_ending(endings, self.options.image, f"{shard}/{key}")
+            if ending is None:
+                continue
+            record, texts = self._notes(file, endings, f"{shard}/{key}")
+            row = len(self.members)
+            self.shard_of.append(number)
+            self.members.append(f"{key}.{ending}")
+            self.places.append(endings[ending])
+            self.captions += texts
+            self.image_of += [row] * len(texts)
+            self.ids.append(record.get("image_id", ""))
+            self.splits.append(record.get("split", ""))
+
+    def _notes(
+        self, file: ShardFile, endings: dict[str, tuple[int, int]], place: str
+    ) -> tuple[dict[str, str], list[str]]:
+        """(id and split, captions) of a sample."""
+
+        def content(ending: str) -> bytes:
+            offset, size = endings[ending]
+            return file.read(offset, min(size, _SIDECAR))
+
+        record: Any = {}
+        if "json" in endings:
+            try:
+                record = json.loads(content("json"))
+            except ValueError:
+                self.bad.append(f"{place}.json: not JSON")
+                return {}, []
+        wanted = self.options.caption
+        texts = [name for name in endings if name in _TEXTS or name == (wanted or "").lstrip(".")]
+        roles = self._recognised(record, texts, place) if isinstance(record, dict) else {}
+        found = {
+            role: str(record[name])
+            for role in ("image_id", "split")
+            if isinstance(name := roles.get(role), str) and record.get(name) is not None
+        }
+        if texts and (wanted is None or wanted.lstrip(".") in texts):
+            ending = wanted.lstrip(".") if wanted else texts[0]
+            self.columns["caption"] = f"files .{ending}"
+            text = content(ending).decode("utf-8-sig", "replace")
+            return found, [line for line in text.splitlines() if line.strip()] or [""]
+        if isinstance(record, list):
+            return found, caption_list(record)
+        name = roles.get("caption")
+        if name is None:
+            return found, []
+        values = [record.get(one) for one in ([name] if isinstance(name, str) else name)]
+        return found, [text for value in values for text in caption_list(value)] or [""]
+
+    def _recognised(self, record: dict[str, Any], texts: list[str], place: str) -> dict[str, str | list[str]]:
+        """The roles of a record's fields; records of the same fields are looked at once."""
+        fields = tuple(record)
+        if fields not in self._roles:
+            options = self.options.model_copy(update={"image": None})
+            if texts:
+                options = options.model_copy(update={"caption": None})
+            try:
+                roles = recognise(["image", *[name for name in fields if name != "image"]], options, f"{place}.json")
+            except DataError:
+                roles = recognise(["image", "caption", *fields], options, f"{place}.json") if texts else {}
+            roles.pop("image", None)
+            self._roles[fields] = roles
+            for role, text in told(roles, "field").items():
+                self.columns.setdefault(role, text)
+        return self._roles[fields] or {}
