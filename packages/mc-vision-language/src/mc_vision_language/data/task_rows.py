@@ -15,10 +15,11 @@ import numpy as np
 
 from mc_core.errors import DataError
 from mc_vision_language.data.captions import text_key
-from mc_vision_language.data.images import FileImages, ImageSet
+from mc_vision_language.data.images import FileImages, ImageSet, StoredImages
 from mc_vision_language.data.options import ReadOptions
 from mc_vision_language.data.pairs import divide
 from mc_vision_language.data.records import Record
+from mc_vision_language.data.stored_images import TarImages
 
 SPLITS = ("train", "validation", "test")
 _KNOWN = {
@@ -86,14 +87,16 @@ class TaskRows:
             raise DataError(f"no row is in the {name} split, only {counted(self.splits)}")
         return self.take(rows)
 
-    def divided(self, shares: tuple[float, float, float], seed: int) -> Self:
+    def divided(self, shares: tuple[float, float, float], seed: int, *, own: bool = True) -> Self:
         """With a split for each row that has none: rows about the same picture together, by a hash of the picture and the seed.
 
         Args:
             shares: to train on, to choose with, to measure with.
             seed: another seed, another division.
+            own: keep what the data name, unless they name one split alone.
         """
-        unknown = self.splits == ""
+        named = np.unique(self.splits[self.splits != ""])
+        unknown = self.splits == "" if own and len(named) > 1 else np.ones(len(self), dtype=bool)
         if not unknown.any():
             return self
         splits = self.splits.astype(np.array(SPLITS).dtype)
@@ -137,6 +140,7 @@ class Pictures:
 
     def __init__(self, root: Path, source: str, read: ReadOptions) -> None:
         self.root, self.source, self.read = root, source, read
+        self._tar = root.suffix.lower() == ".tar"
         self.names: list[str] = []
         self._rows: dict[str, int | None] = {}
         self.dropped: Counter[str] = Counter()
@@ -145,7 +149,7 @@ class Pictures:
     def row(self, *names: str) -> int | None:
         """Number of the picture that has one of these names under the root, or None where there is none."""
         if names[0] not in self._rows:
-            there = next((name for name in names if (self.root / name).is_file()), None)
+            there = next((name for name in names if self._tar or (self.root / name).is_file()), None)
             self._rows[names[0]] = None if there is None else len(self.names)
             if there is not None:
                 self.names.append(there)
@@ -156,7 +160,7 @@ class Pictures:
         self.dropped[reason] += 1
         self.examples.setdefault(reason, f"{record.place}: {what}")
 
-    def finished(self, kept: int) -> tuple[FileImages, np.ndarray]:
+    def finished(self, kept: int) -> tuple[StoredImages, np.ndarray]:
         """All pictures, and their ids.
 
         Raises:
@@ -170,8 +174,9 @@ class Pictures:
                 f"cannot be used ({reason}), the first {self.examples.get(reason, 'unknown')}; "
                 "give the folder of the pictures by --images, or allow more with --max-bad"
             )
-        ids = np.array([text_key(name) for name in self.names], dtype=np.int64)
-        return FileImages(self.names, self.root), ids
+        images = TarImages.of(self.root, self.names) if self._tar else FileImages(self.names, self.root)
+        ids = np.array([text_key(images.key(row)) for row in range(len(images))], dtype=np.int64)
+        return images, ids
 
 
 def split_name(value: Any) -> str:

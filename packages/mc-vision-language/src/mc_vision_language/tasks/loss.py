@@ -33,6 +33,7 @@ def distilled_cross_entropy(logits: Tensor, targets: Tensor, teacher_logits: Ten
     Raises:
         DataError: a share of distillation without a teacher.
 
+    >>> import torch
     >>> distilled_cross_entropy(
     ...     torch.zeros(1, 4), torch.tensor([2]), torch.randn(1, 4), 0.4
     ... )  # log 4, whatever the targets
@@ -57,6 +58,7 @@ def answer_loss(token_losses: Tensor, answer_of: Tensor, weights: Tensor, questi
         weights: (A,) of the answers, such as the share of people who gave it.
         questions: B.
 
+    >>> import torch
     >>> answer_loss(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 1]), torch.tensor([0.5, 0.25]), questions=1)
     tensor(2.5000)
     """

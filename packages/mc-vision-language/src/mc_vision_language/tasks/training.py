@@ -1,0 +1,342 @@
+"""From a pretrained model and the rows of a task to a trained task model, measured on held-out rows.
+
+A run folder holds what :func:`mc_core.fit` leaves, and besides::
+
+    assignment/            nlvr2: the stage of text assignment, where pairs are given
+    without-pretraining/   the same training from random weights, where that baseline is asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mc_core.data import Dataset, StepPlan
+from mc_core.engine.distribution import join_processes
+from mc_core.engine.loop import RunResult, fit
+from mc_core.engine.method import Method
+from mc_core.errors import CheckpointError, ConfigError, DataError, closest
+from mc_core.export import load_model
+from mc_vision_language.data.captions import clean_caption
+from mc_vision_language.data.pair_data import PairData
+from mc_vision_language.data.pairs import Pairs
+from mc_vision_language.data.phrases import Phrases
+from mc_vision_language.data.questions import AnswerList, Questions
+from mc_vision_language.data.statements import Entailments, Judged, Statements
+from mc_vision_language.data.task_data import JudgedData, QuestionData
+from mc_vision_language.data.task_rows import TaskRows
+from mc_vision_language.model import VisionLanguageModel
+from mc_vision_language.model_base import PictureTextModel
+from mc_vision_language.recipe import Recipe
+from mc_vision_language.tasks import TASKS
+from mc_vision_language.tasks.entailment import EntailmentModel
+from mc_vision_language.tasks.grounding import measure_grounding, usual_share
+from mc_vision_language.tasks.measure import DRAWS, TaskScores, interval, measure_judged, measure_vqa
+from mc_vision_language.tasks.nlvr2 import AssignmentModel, StatementModel
+from mc_vision_language.tasks.recipe import with_encoders
+from mc_vision_language.tasks.starting import load_backbone
+from mc_vision_language.tasks.vocabulary import Grown, with_words
+from mc_vision_language.tasks.vqa import VQAModel
+from mc_vision_language.training import pretrain_pairs
+
+Task = Literal["vqa", "nlvr2", "entailment", "grounding"]
+ROWS: dict[str, type[TaskRows]] = {
+    "vqa": Questions,
+    "nlvr2": Statements,
+    "entailment": Entailments,
+    "grounding": Phrases,
+}
+MODELS: dict[str, type[Any]] = {
+    "vqa": VQAModel,
+    "nlvr2": StatementModel,
+    "entailment": EntailmentModel,
+    "assignment": AssignmentModel,
+}
+ASSIGNMENT_FOLDER, SCRATCH_FOLDER = "assignment", "without-pretraining"
+SCRATCH = "without_pretraining"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What :func:`finetune_task` gives.
+
+    Attributes:
+        task: which.
+        scores: on held-out rows, with baselines.
+        model: trained, in evaluation mode.
+        run: of the last stage.
+        seconds: of training, all stages together, without the baseline's.
+    """
+
+    task: str
+    scores: TaskScores
+    model: PictureTextModel
+    run: RunResult
+    seconds: float
+
+
+def finetune_task(
+    task: Task,
+    model: VisionLanguageModel,
+    rows: TaskRows,
+    recipe: Recipe[Any],
+    run_dir: Path | str,
+    *,
+    answers: AnswerList | None = None,
+    pairs: Pairs | None = None,
+    assignment: Recipe[Any] | None = None,
+    scratch: bool = False,
+    part: str = "test",
+    draws: int = DRAWS,
+    resume: Literal["auto", "never", "must"] = "auto",
+) -> TaskResult:
+    """Train a task on the training split and measure it on another. The same call made again goes on where the run was.
+
+    Args:
+        task: vqa, nlvr2, entailment or grounding.
+        model: pretrained; it is not changed.
+        rows: questions, statements, entailments or phrases with splits.
+        recipe: see :func:`mc_vision_language.tasks.recipe.resolve_task_recipe`.
+        run_dir: the run folder.
+        answers: of vqa: the list to choose from; default: the most frequent training answers.
+        pairs: of nlvr2: pictures with captions for the stage of text assignment.
+        assignment: of nlvr2: the recipe of that stage.
+        scratch: train the same from random weights too, as a baseline.
+        part: the split that is measured.
+        draws: resamples of the interval; 0: none.
+        resume: see :func:`mc_core.fit`.
+
+    Raises:
+        ConfigError: rows of another task, fewer rows than a batch, or settings that cannot work.
+        CheckpointError: a run under other settings, or a model that does not fit the recipe.
+        DataError: no training rows, or none in ``part``.
+    """
+    _check(task, rows, recipe)
+    join_processes(recipe.fit)
+    run_dir = Path(run_dir)
+    train, held_out = rows.part("train"), rows.part(part)
+    model = _with_words(model, _grown(model, train))
+    seconds = 0.0
+    start: VisionLanguageModel | AssignmentModel = model
+    if task == "nlvr2" and pairs is not None:
+        stage = _assigned(model, pairs, assignment, run_dir / ASSIGNMENT_FOLDER, resume)
+        assert isinstance(stage.method.export_module(), AssignmentModel)
+        start, seconds = stage.method.export_module(), stage.seconds  # type: ignore[assignment]
+    run = _train(task, start, train, recipe, run_dir, answers, resume)
+    trained = _trained(run)
+    scores = measure_task(trained, held_out, train, draws=draws)
+    if scratch:
+        untrained = _untrained(model, recipe.fit.seed)
+        other = _train(task, untrained, train, recipe, run_dir / SCRATCH_FOLDER, answers, resume)
+        value = measure_task(_trained(other), held_out, train, draws=0).value
+        scores = replace(scores, baselines={**scores.baselines, SCRATCH: value})
+    return TaskResult(task, scores, trained, run, seconds + run.seconds)
+
+
+def measure_task(
+    model: PictureTextModel, rows: TaskRows, train: TaskRows | None = None, *, draws: int = DRAWS, batch_size: int = 64
+) -> TaskScores:
+    """The figure of a task model on rows of its task, with baselines where training rows are given.
+
+    Args:
+        model: of any task; for phrases a :class:`~mc_vision_language.model.VisionLanguageModel`, pretrained or trained further.
+        rows: to measure on.
+        train: rows that were trained on, for baselines that count.
+        draws: resamples of the interval; 0: none.
+        batch_size: rows at once.
+
+    Raises:
+        ConfigError: rows of another task than the model's.
+    """
+    if isinstance(model, VQAModel) and isinstance(rows, Questions):
+        assert train is None or isinstance(train, Questions)
+        return measure_vqa(model, rows, train, draws=draws, batch_size=batch_size)
+    fits = (isinstance(model, StatementModel) and isinstance(rows, Statements)) or (
+        isinstance(model, EntailmentModel) and isinstance(rows, Entailments)
+    )
+    if fits:
+        assert isinstance(rows, Judged)
+        assert train is None or isinstance(train, Judged)
+        return measure_judged(model, rows, train, draws=draws, batch_size=batch_size)  # type: ignore[arg-type]
+    if isinstance(model, VisionLanguageModel) and isinstance(rows, Phrases):
+        return _grounding_scores(model, rows, train, draws, batch_size)
+    raise ConfigError(f"a {type(model).__name__} cannot be measured on {type(rows).__name__.lower()}")
+
+
+def load_task_model(place: Path | str, *, device: str | torch.device = "cpu") -> PictureTextModel:
+    """The model of a task's run, or a saved one, in evaluation mode.
+
+    Args:
+        place: the run folder, or the model's.
+        device: to put it on.
+
+    Raises:
+        CheckpointError: no such model, or a damaged one.
+    """
+    folder = Path(place)
+    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    model = load_model(folder, device=device)
+    if not isinstance(model, PictureTextModel):
+        raise CheckpointError(f"{folder} holds a {type(model).__name__}, not a model of pictures and texts")
+    model.load_beside(folder)
+    return model
+
+
+def task_texts(rows: TaskRows) -> list[str]:
+    """All texts of a task's rows, answers included."""
+    texts: Sequence[str] = getattr(rows, "texts", ())
+    answers = [answer for given in getattr(rows, "answers", ()) for answer in given]
+    return [clean_caption(text) for text in (*texts, *answers)]
+
+
+def _check(task: str, rows: TaskRows, recipe: Recipe[Any]) -> None:
+    if task not in ROWS:
+        raise ConfigError(f"no task '{task}': did you mean {closest(task, ROWS)}?")
+    if not isinstance(rows, ROWS[task]):
+        raise ConfigError(f"{task} needs {ROWS[task].__name__.lower()}, these are {type(rows).__name__.lower()}")
+    if recipe.system != task:
+        raise ConfigError(f"the recipe is of {recipe.system}, not of {task}: take albef-{task}, or its own file")
+
+
+def _grown(model: VisionLanguageModel, train: TaskRows) -> Grown | None:
+    """More words, for a tokenizer that was made from captions."""
+    if model.tokenizer is None:
+        raise ConfigError("this model has no tokenizer: load it from its run")
+    if model.config.text.name is not None:
+        return None
+    return with_words(model.tokenizer, task_texts(train))
+
+
+def _with_words(model: VisionLanguageModel, grown: Grown | None) -> VisionLanguageModel:
+    """The same model with more words, or itself."""
+    if grown is None or not grown.pieces:
+        return model
+    config = model.config.model_copy()
+    other = VisionLanguageModel(config, grown.tokenizer, load_pretrained=False)
+    load_backbone(other.backbone, model.backbone, pieces=grown.pieces)
+    other.itm_head.load_state_dict(model.itm_head.state_dict())
+    with torch.no_grad():
+        other.temperature.copy_(model.temperature)
+    return other.to(model.device)
+
+
+def _untrained(model: VisionLanguageModel, seed: int) -> VisionLanguageModel:
+    """The same architecture and words with random weights."""
+    torch.manual_seed(seed)
+    return VisionLanguageModel(model.config, model.tokenizer, load_pretrained=False)
+
+
+def _assigned(
+    model: VisionLanguageModel, pairs: Pairs, recipe: Recipe[Any] | None, run_dir: Path, resume: Any
+) -> RunResult:
+    if recipe is None:
+        raise ConfigError("pairs are given for text assignment, but no recipe of it: take albef-ta")
+    return _train("assignment", model, pairs.part("train"), recipe, run_dir, None, resume)
+
+
+def _train(
+    task: str,
+    start: VisionLanguageModel | AssignmentModel,
+    train: Any,
+    recipe: Recipe[Any],
+    run_dir: Path,
+    answers: AnswerList | None,
+    resume: Any,
+) -> RunResult:
+    if task == "grounding":
+        assert isinstance(start, VisionLanguageModel)
+        return _train_grounding(start, train, recipe, run_dir, resume)
+    config = with_encoders(recipe.method, start.config, recipe.augment.size)
+    torch.manual_seed(recipe.fit.seed)
+    made = MODELS[task](config, start.tokenizer)
+    made.start_from(start)
+    data: Dataset
+    if task == "vqa":
+        listed = answers or AnswerList.of(train.answers, config.answers)
+        made.answers = listed.answers
+        made.ranked(len(listed))
+        data = _question_data(made, train, listed, recipe)
+    elif task == "assignment":
+        data = PairData(
+            train,
+            made.tokenizer,
+            augment=recipe.augment,
+            max_length=config.text.max_length,
+            unit=recipe.unit,
+            add_sep=config.text.add_sep,
+        )
+    else:
+        data = JudgedData(
+            train,
+            made.tokenizer,
+            augment=recipe.augment,
+            max_length=config.text.max_length,
+            add_sep=config.text.add_sep,
+            captions=config.captions,
+        )
+    StepPlan(len(data), recipe.fit.batch_size, 0)  # too few rows are said before anything is written
+    method: Method = TASKS.method_class(task)(config, None, made)
+    method.check(recipe.fit.batch_size // recipe.fit.accumulation)
+    resolved = recipe.model_copy(update={"method": method.config})
+    return fit(method, data, fit=recipe.fit, run_dir=run_dir, resume=resume, recipe=resolved.model_dump(mode="json"))
+
+
+def _question_data(model: VQAModel, train: Questions, answers: AnswerList, recipe: Recipe[Any]) -> QuestionData:
+    assert model.tokenizer is not None
+    config = model.config
+    return QuestionData(
+        train,
+        answers,
+        model.tokenizer,
+        augment=recipe.augment,
+        question_length=config.question_length,
+        answer_length=config.answer_length,
+        add_sep=config.text.add_sep,
+        captions=config.captions,
+    )
+
+
+def _train_grounding(
+    start: VisionLanguageModel, train: Phrases, recipe: Recipe[Any], run_dir: Path, resume: Any
+) -> RunResult:
+    """Phrases are the captions, equal pictures and equal phrases positives of each other; no box is seen."""
+    config = with_encoders(recipe.method, start.config, recipe.augment.size)
+    model = VisionLanguageModel(config, start.tokenizer, load_pretrained=False)
+    load_backbone(model.backbone, start.backbone)
+    model.itm_head.load_state_dict(start.itm_head.state_dict())
+    with torch.no_grad():
+        model.temperature.copy_(start.temperature)
+    return pretrain_pairs(
+        recipe.model_copy(update={"method": config}), train.pairs(config.captions), run_dir, model=model, resume=resume
+    )
+
+
+def _trained(run: RunResult) -> PictureTextModel:
+    model = run.method.export_module()
+    assert isinstance(model, PictureTextModel)
+    return model.eval()
+
+
+def _grounding_scores(
+    model: VisionLanguageModel, rows: Phrases, train: TaskRows | None, draws: int, batch_size: int
+) -> TaskScores:
+    usual = None
+    if isinstance(train, Phrases):
+        try:
+            usual = usual_share(train)
+        except DataError:  # training phrases need no boxes
+            usual = None
+    rows = rows.located()
+    found = measure_grounding(model, rows, usual=usual, batch_size=batch_size)
+    baselines = dict(found.baselines)
+    details = {"pointing": found.pointing, "mean_iou": found.mean_iou, "random_point": baselines.pop("random_point")}
+    among = found.accuracy == found.accuracy  # NaN where there are no proposals
+    if among:
+        details["free_accuracy"] = found.free_accuracy
+    value = found.accuracy if among else found.free_accuracy
+    low, high = interval(found.right.astype(float), rows, draws)
+    return TaskScores("accuracy_at_iou_0.5", value, low, high, baselines, details)
