@@ -6,6 +6,7 @@ width of the shared space.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -43,7 +44,7 @@ class VisionLanguageModel(PictureTextModel):
         config: as given, with what tokenizer and encoders filled in.
         backbone: :class:`~mc_vision_language.backbone.Backbone`.
         itm_head: linear, h → 2; class 1 is a match.
-        temperature: τ, learned, by which cosines are divided.
+        log_temperature: log τ, learned; the official code learns τ itself, which a large rate soon drives to its bound.
 
     Raises:
         ConfigError: encoders that cannot be had, or a tokenizer that does not fit the text encoder.
@@ -77,7 +78,7 @@ class VisionLanguageModel(PictureTextModel):
         self.config = config.model_copy(update={"text": self.backbone.text.config})
         self.take_tokenizer(tokenizer)
         self.itm_head = nn.Linear(self.backbone.text.num_features, 2)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
 
     @classmethod
     def from_config(cls, config: VisionLanguageConfig | Mapping[str, Any]) -> Self:
@@ -89,10 +90,15 @@ class VisionLanguageModel(PictureTextModel):
         """Rows of the table of word embeddings."""
         return self.backbone.text.word_embeddings.num_embeddings
 
+    @property
+    def temperature(self) -> Tensor:
+        """τ, a scalar with gradient, by which cosines are divided."""
+        return self.log_temperature.exp()
+
     @torch.no_grad()
     def clamp_temperature(self) -> None:
         """Keep τ between 0.001 and 0.5."""
-        self.temperature.clamp_(*TEMPERATURES)
+        self.log_temperature.clamp_(*map(math.log, TEMPERATURES))
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, d) unit rows of images and of texts."""

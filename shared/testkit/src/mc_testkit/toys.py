@@ -243,6 +243,19 @@ def image_text_pairs(count: int = 56, size: int = 16, longest: int = 10, seed: i
     )
 
 
+def captioned_images(count: int = 56, size: int = 16, longest: int = 10, seed: int = 0) -> TensorData:
+    """Those of :func:`image_text_pairs` as colour images with captions: ``view`` (count, 3, size, size) in [0, 1], ``input_ids``,
+    ``attention_mask`` (count, longest), ``image_ids`` and ``text_ids``. Rows 6n and 6n + 1 show the same; rows 6n + 2 and 6n + 3
+    say the same. Id 0 pads, 1 begins and 2 ends a row.
+    """
+    found = image_text_pairs(count, size, longest, seed).tensors
+    return TensorData(
+        view=found["view_1"].expand(-1, 3, -1, -1).contiguous(),
+        image_ids=found["study_ids"],
+        **{name: found[name] for name in ("input_ids", "attention_mask", "text_ids")},
+    )
+
+
 def labelled_tiles(count: int = 32, size: int = 32, seed: int = 0) -> TensorData:
     """Tiles of three bands and an elevation of four channels, every third without target: ``image``, ``image_2`` (count, 3,
     size, size), ``elevation``, ``elevation_2`` (count, 4, size, size), ``image_valid`` and ``labels`` (count, size, size) of 0, 1

@@ -18,7 +18,8 @@ Images are projected to keys and values once for all four passes through the fus
 Deviations from the official code, each without effect on what the paper defines: negatives are masked with −∞ before the softmax
 (the code zeroes them after it, and stops when nothing is left), a queue has no random rows before it is filled, the teacher moves
 after the optimizer's step, and the temperature is always kept within its bounds. Ours are: ``ids`` in pretraining,
-``hard_negative_strength``, and the teacher's evaluation mode (``teacher_train_mode`` is the official one).
+``hard_negative_strength``, log τ as what is learned, and the teacher's evaluation mode (``teacher_train_mode`` is the official
+one).
 
 Legend: B pairs, L tokens, P patches, h features of a token, d width of the shared space, K keys of a queue.
 """
@@ -104,7 +105,7 @@ class ALBEF(Method):
         )
         self.queues = nn.ModuleDict()
         self._pending: dict[str, PendingKeys] = {}
-        for name in ("image", "text") if config.queue_size and config.itc else ():
+        for name in ("text", "image") if config.queue_size and config.itc else ():
             self.queues[name] = FeatureQueue(config.queue_size, config.dim, with_ids=True)
             self._pending[name] = PendingKeys()
 
@@ -118,7 +119,7 @@ class ALBEF(Method):
         config, backbone = self.config, self.backbone
         parts: list[nn.Module | nn.Parameter] = []
         if not config.itc:
-            parts += [backbone.image_projection, backbone.text_projection, self.model.temperature]
+            parts += [backbone.image_projection, backbone.text_projection, self.model.log_temperature]
         if not config.itm:
             parts.append(self.model.itm_head)
         if not config.mlm:
@@ -147,8 +148,8 @@ class ALBEF(Method):
             losses["mlm"] = self._masked_words(batch, keys, taught.tokens, share, progress)
         total = torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum()
         metrics: dict[str, Tensor | float] = {name: loss.detach() for name, loss in losses.items()}
-        metrics |= {"temperature": self.model.temperature.detach().clone(), "alpha": alpha}
-        return StepOutput(total, metrics, {"query": student.image, "key": student.text.detach()})
+        metrics |= {"temperature": self.model.temperature.detach(), "alpha": alpha}
+        return StepOutput(total, metrics, {"query": student.image, "key": taught.text})
 
     @torch.no_grad()
     def _taught(self, batch: Batch) -> Encoded:
