@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -20,18 +20,7 @@ Operation = Literal[
     "translate_y",
     "rotate",
 ]
-OPERATIONS: tuple[Operation, ...] = (
-    "identity",
-    "autocontrast",
-    "equalize",
-    "brightness",
-    "sharpness",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-)
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 
 class AugmentConfig(StrictModel):
@@ -58,6 +47,8 @@ class AugmentConfig(StrictModel):
     """Probability that a drawn operation is applied."""
     magnitude: float = Field(default=7.0, ge=0, le=10)
     """Strength of the operations, of 10."""
+    translate: float = Field(default=10.0, ge=0)
+    """Shift of a picture at magnitude 10, in pixels of the view."""
     operations: tuple[Operation, ...] = OPERATIONS
     """To draw from, with replacement."""
     fill: int = Field(default=128, ge=0, le=255)

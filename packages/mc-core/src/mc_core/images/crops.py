@@ -130,7 +130,13 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def crop_resize(
-    x_BCHW: Tensor, box_B4: Tensor, size: int, flip_B: Tensor | None = None, *, kernel: Kernel = "bilinear"
+    x_BCHW: Tensor,
+    box_B4: Tensor,
+    size: int,
+    flip_B: Tensor | None = None,
+    *,
+    kernel: Kernel = "bilinear",
+    levels: bool = False,
 ) -> Tensor:
     """Cut a box out of each image, resize it to a square and mirror it where asked, as two matrix products.
 
@@ -140,6 +146,7 @@ def crop_resize(
         size: S.
         flip_B: bool.
         kernel: of the resize; ``"bicubic"`` may overshoot the range of the pixels.
+        levels: pixels are whole numbers from 0 to 255 and stay so: rounded and clipped after either direction, as in PIL.
 
     Returns:
         (B, C, S, S).
@@ -151,4 +158,6 @@ def crop_resize(
     rows_BSH = resize_weights(top_B, height_B, x_BCHW.shape[2], size, kernel=kernel)
     columns_BSW = resize_weights(left_B, width_B, x_BCHW.shape[3], size, flip_B, kernel=kernel)
     x_BCHS = torch.matmul(x_BCHW.flatten(1, 2), columns_BSW.mT).unflatten(1, x_BCHW.shape[1:3])
-    return torch.matmul(rows_BSH[:, None], x_BCHS)
+    if not levels:
+        return torch.matmul(rows_BSH[:, None], x_BCHS)
+    return torch.matmul(rows_BSH[:, None], x_BCHS.round_().clamp_(0, 255)).round_().clamp_(0, 255)

@@ -93,7 +93,7 @@ class ImageViews:
         if height == width == self.size:
             return pixels.float() / 255
         whole = torch.tensor([[0.0, 0.0, height, width]], device=pixels.device)
-        return crop_resize(pixels.float(), whole, self.size, kernel="bicubic").round_().clamp_(0, 255) / 255
+        return crop_resize(pixels.float(), whole, self.size, kernel="bicubic", levels=True) / 255
 
     def describe(self) -> dict[str, Any]:
         """The pictures, and how they are looked at."""
