@@ -26,6 +26,7 @@ from mc_core.errors import ConfigError
 from mc_vision_language.backbone import Backbone, WordHead
 from mc_vision_language.fusion import FusionEncoder, ImageKeys
 from mc_vision_language.tasks.config import VQAConfig
+from mc_vision_language.tasks.model import pooled
 from mc_vision_language.tasks.starting import load_backbone, load_decoder_layers, without_unused
 
 RANKED = 128
@@ -143,7 +144,7 @@ class VQANet(nn.Module):
     def forward(
         self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor, answers: AnswerTokens, answer_of: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(T, V) logits of every token after [CLS] of all answers, in order, and (B, h) states of the questions' [CLS].
+        """(T, V) logits of every token after [CLS] of all answers, in order, and (B, h) states of the questions, averaged.
 
         Args:
             pixels, input_ids, attention_mask: of B questions.
@@ -153,7 +154,7 @@ class VQANet(nn.Module):
         states = self.question_states(pixels, input_ids, attention_mask)
         keys = self.decoder.keys(states, attention_mask).take(answer_of)
         made = self.decoder(answers.ids[:, :-1], answers.mask[:, :-1], keys)
-        return self.decoder.words(made[answers.mask[:, 1:].bool()]), states[:, 0]
+        return self.decoder.words(made[answers.mask[:, 1:].bool()]), pooled(states, attention_mask)
 
     @torch.no_grad()
     def log_likelihoods(self, keys: ImageKeys, answers: AnswerTokens, *, double_count: bool = False) -> Tensor:

@@ -105,6 +105,6 @@ class ClassificationTask(DistilledTask):
         return StepOutput(losses.mean(), {"accuracy": right, "alpha": alpha}, {"query": features})
 
     def encode(self, batch: Batch) -> Tensor:
-        """(B, h) the fused state of [CLS], which the head sees."""
+        """(B, h) the fused states of each sentence, averaged."""
         features: Tensor = self.net(*self.inputs(batch))[1]
         return features

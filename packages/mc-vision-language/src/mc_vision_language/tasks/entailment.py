@@ -20,7 +20,7 @@ from mc_vision_language.backbone import Backbone
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.tasks.config import ENTAILMENT_LABELS, EntailmentConfig
 from mc_vision_language.tasks.distilled import ClassificationTask
-from mc_vision_language.tasks.model import Pieces, TaskModel, classifier
+from mc_vision_language.tasks.model import Pieces, TaskModel, classifier, pooled
 from mc_vision_language.tasks.starting import load_backbone, without_unused
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ class EntailmentNet(nn.Module):
         self.head = classifier(self.backbone.text.num_features, len(ENTAILMENT_LABELS))
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3) logits of the labels, and (B, h) fused states of [CLS]."""
+        """(B, 3) logits of the labels, and (B, h) the fused states, averaged."""
         keys = self.backbone.keys(self.backbone.image_tokens(pixels))
         states = self.backbone.fuse(self.backbone.text_states(input_ids, attention_mask), attention_mask, keys)
-        return self.head(states[:, 0]), states[:, 0]
+        return self.head(states[:, 0]), pooled(states, attention_mask)
 
 
 class EntailmentModel(TaskModel):

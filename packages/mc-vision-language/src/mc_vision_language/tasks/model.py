@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.model_base import PictureTextModel, with_tokenizer
@@ -55,6 +55,12 @@ class TaskModel(PictureTextModel):
     def from_config(cls, config: VisionLanguageConfig | Mapping[str, Any]) -> Self:
         """The same architecture with random weights, to be filled from a saved model."""
         return cls(cls.Config.model_validate(config))
+
+
+def pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, h) mean over tokens of states (B, L, h) with their mask (B, L)."""
+    weight = mask.to(states.dtype)[:, :, None]
+    return (states * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 def classifier(hidden: int, classes: int) -> nn.Sequential:

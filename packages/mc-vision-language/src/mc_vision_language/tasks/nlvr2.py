@@ -222,7 +222,7 @@ class TextAssignment(Method):
         return assign(z_v @ z_v.T, same, u, temperature=self.config.negative_temperature, neither=self.config.neither)
 
     def encode(self, batch: Batch) -> Tensor:
-        """(B, h) fused state of [CLS] of each caption with its own picture in both places."""
+        """(B, h) fused states of each caption with its own picture in both places, averaged."""
         net = self.model.net
         features: Tensor = net(batch["view"], batch["view"], batch["input_ids"], batch["attention_mask"])[1]
         return features

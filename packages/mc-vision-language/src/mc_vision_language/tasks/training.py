@@ -29,6 +29,7 @@ from mc_vision_language.data.questions import AnswerList, Questions
 from mc_vision_language.data.statements import Entailments, Judged, Statements
 from mc_vision_language.data.task_data import JudgedData, QuestionData
 from mc_vision_language.data.task_rows import TaskRows
+from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.model_base import PictureTextModel
 from mc_vision_language.recipe import Recipe
@@ -36,12 +37,12 @@ from mc_vision_language.tasks import TASKS
 from mc_vision_language.tasks.entailment import EntailmentModel
 from mc_vision_language.tasks.grounding import measure_grounding, usual_share
 from mc_vision_language.tasks.measure import DRAWS, TaskScores, interval, measure_judged, measure_vqa
+from mc_vision_language.tasks.model import Pieces
 from mc_vision_language.tasks.nlvr2 import AssignmentModel, StatementModel
 from mc_vision_language.tasks.recipe import with_encoders
 from mc_vision_language.tasks.starting import load_backbone
 from mc_vision_language.tasks.vocabulary import Grown, with_words
 from mc_vision_language.tasks.vqa import VQAModel
-from mc_vision_language.training import pretrain_pairs
 
 Task = Literal["vqa", "nlvr2", "entailment", "grounding"]
 ROWS: dict[str, type[TaskRows]] = {
@@ -131,7 +132,8 @@ def finetune_task(
     scores = measure_task(trained, held_out, train, draws=draws)
     if scratch:
         untrained = _untrained(model, recipe.fit.seed)
-        other = _train(task, untrained, train, recipe, run_dir / SCRATCH_FOLDER, answers, resume)
+        patient = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"stop_on_collapse": False})})
+        other = _train(task, untrained, train, patient, run_dir / SCRATCH_FOLDER, answers, resume)
         value = measure_task(_trained(other), held_out, train, draws=0).value
         scores = replace(scores, baselines={**scores.baselines, SCRATCH: value})
     return TaskResult(task, scores, trained, run, seconds + run.seconds)
@@ -217,10 +219,7 @@ def _with_words(model: VisionLanguageModel, grown: Grown | None) -> VisionLangua
         return model
     config = model.config.model_copy()
     other = VisionLanguageModel(config, grown.tokenizer, load_pretrained=False)
-    load_backbone(other.backbone, model.backbone, pieces=grown.pieces)
-    other.itm_head.load_state_dict(model.itm_head.state_dict())
-    with torch.no_grad():
-        other.temperature.copy_(model.temperature)
+    _copy_weights(other, model, grown.pieces)
     return other.to(model.device)
 
 
@@ -247,72 +246,47 @@ def _train(
     answers: AnswerList | None,
     resume: Any,
 ) -> RunResult:
-    if task == "grounding":
-        assert isinstance(start, VisionLanguageModel)
-        return _train_grounding(start, train, recipe, run_dir, resume)
     config = with_encoders(recipe.method, start.config, recipe.augment.size)
     torch.manual_seed(recipe.fit.seed)
-    made = MODELS[task](config, start.tokenizer)
-    made.start_from(start)
-    data: Dataset
-    if task == "vqa":
-        listed = answers or AnswerList.of(train.answers, config.answers)
-        made.answers = listed.answers
-        made.ranked(len(listed))
-        data = _question_data(made, train, listed, recipe)
-    elif task == "assignment":
-        data = PairData(
-            train,
-            made.tokenizer,
-            augment=recipe.augment,
-            max_length=config.text.max_length,
-            unit=recipe.unit,
-            add_sep=config.text.add_sep,
-        )
+    made: Any
+    if task == "grounding":
+        encoders = VisionLanguageConfig(**{name: getattr(config, name) for name in VisionLanguageConfig.model_fields})
+        made = VisionLanguageModel(encoders, start.tokenizer, load_pretrained=False)
+        _copy_weights(made, start)
     else:
-        data = JudgedData(
-            train,
-            made.tokenizer,
-            augment=recipe.augment,
-            max_length=config.text.max_length,
-            add_sep=config.text.add_sep,
-            captions=config.captions,
-        )
-    StepPlan(len(data), recipe.fit.batch_size, 0)  # too few rows are said before anything is written
+        made = MODELS[task](config, start.tokenizer)
+        made.start_from(start)
+    if task == "vqa":
+        made.answers = (answers or AnswerList.of(train.answers, config.answers)).answers
+        made.ranked(len(made.answers))  # more ranked than there are is said before anything is written
+    data = _data(task, made, train, recipe)
+    StepPlan(len(data), recipe.fit.batch_size, 0)  # and so are too few rows
     method: Method = TASKS.method_class(task)(config, None, made)
     method.check(recipe.fit.batch_size // recipe.fit.accumulation)
     resolved = recipe.model_copy(update={"method": method.config})
     return fit(method, data, fit=recipe.fit, run_dir=run_dir, resume=resume, recipe=resolved.model_dump(mode="json"))
 
 
-def _question_data(model: VQAModel, train: Questions, answers: AnswerList, recipe: Recipe[Any]) -> QuestionData:
-    assert model.tokenizer is not None
+def _data(task: str, model: Any, train: Any, recipe: Recipe[Any]) -> Dataset:
+    """The training rows as the method takes them. Phrases are captions: no box is seen."""
     config = model.config
-    return QuestionData(
-        train,
-        answers,
-        model.tokenizer,
-        augment=recipe.augment,
-        question_length=config.question_length,
-        answer_length=config.answer_length,
-        add_sep=config.text.add_sep,
-        captions=config.captions,
-    )
+    looks: dict[str, Any] = {"augment": recipe.augment, "add_sep": config.text.add_sep}
+    if task == "vqa":
+        lengths = {"question_length": config.question_length, "answer_length": config.answer_length}
+        answers = AnswerList(model.answers)
+        return QuestionData(train, answers, model.tokenizer, captions=config.captions, **lengths, **looks)
+    looks["max_length"] = config.text.max_length
+    if task in ("assignment", "grounding"):
+        pairs = train.pairs(config.captions) if task == "grounding" else train
+        return PairData(pairs, model.tokenizer, unit=recipe.unit, **looks)
+    return JudgedData(train, model.tokenizer, captions=config.captions, **looks)
 
 
-def _train_grounding(
-    start: VisionLanguageModel, train: Phrases, recipe: Recipe[Any], run_dir: Path, resume: Any
-) -> RunResult:
-    """Phrases are the captions, equal pictures and equal phrases positives of each other; no box is seen."""
-    config = with_encoders(recipe.method, start.config, recipe.augment.size)
-    model = VisionLanguageModel(config, start.tokenizer, load_pretrained=False)
-    load_backbone(model.backbone, start.backbone)
-    model.itm_head.load_state_dict(start.itm_head.state_dict())
+def _copy_weights(target: VisionLanguageModel, source: Any, pieces: Pieces = ()) -> None:
+    load_backbone(target.backbone, source.backbone, pieces=pieces)
+    target.itm_head.load_state_dict(source.itm_head.state_dict())
     with torch.no_grad():
-        model.temperature.copy_(start.temperature)
-    return pretrain_pairs(
-        recipe.model_copy(update={"method": config}), train.pairs(config.captions), run_dir, model=model, resume=resume
-    )
+        target.temperature.copy_(source.temperature)
 
 
 def _trained(run: RunResult) -> PictureTextModel:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mc_vision_language.backbone import Backbone
 from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.fusion import FusionEncoder, FusionLayer, ImageKeys, KeyValue
-from mc_vision_language.tasks.model import Pieces, classifier
+from mc_vision_language.tasks.model import Pieces, classifier, pooled
 from mc_vision_language.tasks.starting import doubled, load_backbone, load_doubled, without_unused
 
 
@@ -45,7 +45,7 @@ class TwoImageNet(nn.Module):
     def judge(
         self, tokens: Tensor, first: Tensor, second: Tensor, input_ids: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(B, C) logits and (B, h) fused states of [CLS].
+        """(B, C) logits and (B, h) the fused states, averaged.
 
         Args:
             tokens: (N, 1 + P, D) of pictures.
@@ -54,7 +54,7 @@ class TwoImageNet(nn.Module):
         """
         keys = paired_keys(self.backbone.fusion, tokens, first, second)
         states = self.backbone.fuse(self.backbone.text_states(input_ids, mask), mask, keys)
-        return self.head(states[:, 0]), states[:, 0]
+        return self.head(states[:, 0]), pooled(states, mask)
 
     def forward(
         self, first: Tensor, second: Tensor, input_ids: Tensor, attention_mask: Tensor

@@ -23,7 +23,7 @@ from mc_vision_language.tasks.answering import RANKED, AnswerTokens, VQANet
 from mc_vision_language.tasks.config import VQAConfig
 from mc_vision_language.tasks.distilled import DistilledTask
 from mc_vision_language.tasks.loss import answer_loss, distilled_cross_entropy
-from mc_vision_language.tasks.model import Pieces, TaskModel
+from mc_vision_language.tasks.model import Pieces, TaskModel, pooled
 from mc_vision_language.tokenizers import encode_texts
 
 if TYPE_CHECKING:
@@ -189,8 +189,9 @@ class VQA(DistilledTask):
         return StepOutput(loss, {"token_accuracy": right, "alpha": alpha}, {"query": features})
 
     def encode(self, batch: Batch) -> Tensor:
-        """(B, h) state of each question's [CLS] after the picture was seen."""
-        return self.net.question_states(*(batch[name] for name in self.model.reads))[:, 0]
+        """(B, h) states of each question after the picture was seen, averaged."""
+        states = self.net.question_states(*(batch[name] for name in self.model.reads))
+        return pooled(states, batch["attention_mask"])
 
     def save(self, folder: Path, card: Mapping[str, Any]) -> None:
         """With the number of answers in the card."""
