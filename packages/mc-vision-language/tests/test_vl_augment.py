@@ -94,7 +94,9 @@ def test_operations_are_those_of_pillow(name, sign, magnitude):
     expected = torch.stack(
         [torch.from_numpy(np.array(by_pillow(as_image(one), name, sign, magnitude))).permute(2, 0, 1) for one in x]
     )
-    assert torch.equal(found, found.round()) and 0 <= found.min() and found.max() <= 255
+    assert torch.equal(found, found.round())
+    assert found.min() >= 0
+    assert found.max() <= 255
     exact = name in ("identity", "autocontrast", "equalize", "brightness", "sharpness")
     far = (found - expected).abs() > (0 if exact else 1)
     assert far.float().mean() < (1e-9 if exact else 2e-3), far.float().mean()  # the last bit of a place at an edge
@@ -105,7 +107,7 @@ def test_levels_are_those_of_the_official_code():
     assert (config.rand_augment, config.rand_augment_p, config.magnitude, config.fill) == (2, 0.5, 7, 128)
     assert rand_augment._factor(config) == pytest.approx(1.36)
     ramp = torch.arange(SIDE).float().expand(1, 3, SIDE, SIDE).clone()
-    only = dict(rand_augment=1, rand_augment_p=1.0)
+    only = {"rand_augment": 1, "rand_augment_p": 1.0}
     moved = rand_augment.rand_augment(
         ramp.clone(), torch.tensor([[0.0, 0.0, 0.9]]), AugmentConfig(operations=("translate_x",), **only)
     )
@@ -157,8 +159,10 @@ def test_a_view_is_a_function_of_seed_epoch_and_index_alone(cropped, monkeypatch
     x = pictures(12, 32, 32 if cropped else 48)
     config = AugmentConfig(size=32)
     whole = make_views(x, random_of(12), config, cropped=cropped)
-    assert whole.shape == (12, 3, 32, 32) and whole.dtype == torch.float32
-    assert 0 <= whole.min() and whole.max() <= 1
+    assert whole.shape == (12, 3, 32, 32)
+    assert whole.dtype == torch.float32
+    assert whole.min() >= 0
+    assert whole.max() <= 1
     assert torch.equal((whole * 255).round() / 255, whole)
     order = torch.tensor([7, 3, 11])
     assert torch.equal(make_views(x[order], BatchRandom(0, 0, order), config, cropped=cropped), whole[order])
@@ -207,7 +211,8 @@ def test_bicubic_crops_are_those_of_pillow(size, box, flip):
         expected = np.array(as_image(one).resize((size, size), Image.Resampling.BICUBIC, box=corners))
         expected = torch.from_numpy(expected).permute(2, 0, 1).float()
         far = ((got.flip(-1) if flip else got) - expected).abs()
-        assert far.max() <= 1 and (far > 0).float().mean() < 0.02  # Pillow's weights have 22 bits
+        assert far.max() <= 1
+        assert (far > 0).float().mean() < 0.02
 
 
 def test_half_of_the_views_are_mirrored():
@@ -217,7 +222,8 @@ def test_half_of_the_views_are_mirrored():
     same = (views * 255).byte() == x
     mirrored = (views * 255).byte() == x.flip(-1)
     same, mirrored = same.flatten(1).all(1), mirrored.flatten(1).all(1)
-    assert torch.equal(same, ~mirrored) and 160 < mirrored.sum() < 240
+    assert torch.equal(same, ~mirrored)
+    assert 160 < mirrored.sum() < 240
     assert not (make_views(x, random_of(400), config.model_copy(update={"flip": 0.0})) != views[same][0]).any()
 
 
@@ -225,10 +231,15 @@ def test_crops_cover_the_areas_asked_for():
     boxes = crops.random_boxes(random_of(4000).uniform(22), 60, 80, (0.2, 1.0), (3 / 4, 4 / 3))
     top, left, height, width = boxes.unbind(1)
     share = height * width / (60 * 80)
-    assert 0.18 < share.min() < 0.22 and 0.98 < share.max() <= 1
-    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 60).all() and (left + width <= 80).all()
+    assert 0.18 < share.min() < 0.22
+    assert 0.98 < share.max() <= 1
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 60).all()
+    assert (left + width <= 80).all()
     ratio = width / height
-    assert ratio.min() > 0.7 and ratio.max() < 1.4
+    assert ratio.min() > 0.7
+    assert ratio.max() < 1.4
 
 
 @pytest.mark.parametrize(

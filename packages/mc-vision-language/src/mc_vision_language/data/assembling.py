@@ -20,7 +20,9 @@ from mc_vision_language.data.images import StoredImages
 from mc_vision_language.data.options import CaptionOptions, ReadOptions, SplitOptions
 from mc_vision_language.data.pairs import Pairs, divide
 
-_SHOWN = 5
+_SHOWN = 20  # examples kept of each reason
+_NAMED = 5  # of them in an error
+_SAME = {"content": "equal files are the same picture", "name": "each file is a picture of its own"}
 
 
 @dataclass
@@ -51,16 +53,38 @@ class Found:
 
 
 class _Drops:
-    """Counts what is left out, and keeps the first of each reason to show."""
+    """Counts what is left out, and keeps the first of each reason to show.
 
-    def __init__(self) -> None:
+    Args:
+        location: of the data.
+        allowed: share that may be missing, empty or unreadable.
+    """
+
+    def __init__(self, location: str, allowed: float) -> None:
+        self.location, self.allowed = location, allowed
         self.counts: Counter[str] = Counter()
         self.shown: list[str] = []
 
-    def add(self, reason: str, names: Sequence[str]) -> None:
+    def add(self, reason: str, rows: Sequence[int] | np.ndarray, name: Callable[[int], str]) -> list[str]:
+        """Count these rows; returns the names of the first."""
+        names = [name(int(row)) for row in rows[:_SHOWN]]
         if names:
-            self.counts[reason] += len(names)
-            self.shown += [f"{reason}: {name}" for name in names[:_SHOWN]]
+            self.counts[reason] += len(rows)
+            self.shown += [f"{reason}: {one}" for one in names]
+        return names
+
+    def refuse(
+        self, reason: str, rows: Sequence[int] | np.ndarray, name: Callable[[int], str], total: int, what: str
+    ) -> None:
+        """Count these rows, or raise DataError if they are more than what is allowed of ``total``."""
+        names = self.add(reason, rows, name)
+        if len(rows) > self.allowed * total:
+            more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+            raise DataError(
+                f"{self.location}: {len(rows):,} of {count_text(total, what.partition(' ')[0])} "
+                f"{'is' if len(rows) == 1 else 'are'} {what.partition(' ')[2]} ({len(rows) / total:.1%}, allowed "
+                f"{self.allowed:.1%}): {', '.join(names[:_NAMED])}{more}; mend them, or allow more with --max-bad"
+            )
 
 
 def assemble(found: Found, captions: CaptionOptions, read: ReadOptions, split: SplitOptions) -> Pairs:
@@ -69,83 +93,58 @@ def assemble(found: Found, captions: CaptionOptions, read: ReadOptions, split: S
     Raises:
         DataError: more missing pictures, empty captions or unreadable rows than ``read.max_bad`` allows, or nothing is left.
     """
-    drops = _Drops()
+    drops = _Drops(found.location, read.max_bad)
     image_of = np.asarray(found.image_of, dtype=np.int64)
-    _refuse(found.bad, len(found.bad) + len(found.captions), "row", "unreadable", found.location, read)
-    drops.add("unreadable row", found.bad)
+    unreadable, everything = len(found.bad), len(found.bad) + len(found.captions)
+    drops.refuse("unreadable row", range(unreadable), lambda i: found.bad[i], everything, "row unreadable")
 
-    cleaned: dict[str, str] = {}
-    texts = [
-        cleaned[text] if text in cleaned else cleaned.setdefault(text, clean_caption(text, captions))
-        for text in found.captions
-    ]
-    empty = [i for i, text in enumerate(texts) if not text]
-    places = [found.place(i) for i in empty[:_SHOWN]] + [""] * (len(empty) - _SHOWN)
-    _refuse(places, len(texts), "caption", "empty", found.location, read)
-    drops.add("empty caption", places)
+    cleaned = {text: clean_caption(text, captions) for text in set(found.captions)}
+    texts = [cleaned[text] for text in found.captions]
+    worded_M = np.array([bool(text) for text in texts], dtype=bool)
+    drops.refuse("empty caption", np.flatnonzero(~worded_M), found.place, len(texts), "caption empty")
 
-    sizes = found.images.sizes()
-    gone = np.flatnonzero(sizes <= 0)
-    names = [found.images.name(row) for row in gone[:_SHOWN].tolist()] + [""] * (len(gone) - _SHOWN)
-    _refuse(names, len(sizes), "picture", "missing or empty", found.location, read)
-    drops.add("missing picture", names)
-
-    kept_M = (sizes > 0)[image_of] & np.array([bool(text) for text in texts], dtype=bool)
-    captioned = np.zeros(len(sizes), dtype=bool)
-    captioned[image_of[kept_M]] = True
-    alone = np.flatnonzero(~captioned & (sizes > 0))
-    drops.add(
-        "picture without a caption",
-        [found.images.name(row) for row in alone[:_SHOWN].tolist()] + [""] * (len(alone) - _SHOWN),
+    sizes_N = found.images.sizes()
+    there_N = sizes_N > 0
+    drops.refuse(
+        "missing picture", np.flatnonzero(~there_N), found.images.name, len(there_N), "picture missing or empty"
     )
 
-    splits, note = _splits(found, captioned, drops)
-    rows = np.flatnonzero(captioned if splits is None else captioned & (splits != ""))
+    kept_M = there_N[image_of] & worded_M
+    captioned_N = np.zeros(len(there_N), dtype=bool)
+    captioned_N[image_of[kept_M]] = True
+    drops.add("picture without a caption", np.flatnonzero(there_N & ~captioned_N), found.images.name)
+
+    splits, note = _splits(found, captioned_N, drops) if split.own else (None, "the data's own are not wanted")
+    rows = np.flatnonzero(captioned_N if splits is None else captioned_N & (splits != ""))
     if not len(rows):
         shown = f", the first: {drops.shown[0]}" if drops.shown else ""
-        raise DataError(
-            f"{found.location}: no picture with a caption is left of {count_text(len(sizes), 'picture')}{shown}"
-        )
+        total = count_text(len(there_N), "picture")
+        raise DataError(f"{found.location}: no picture with a caption is left of {total}{shown}")
 
-    position = np.full(len(sizes), -1, dtype=np.int64)
+    position = np.full(len(there_N), -1, dtype=np.int64)
     position[rows] = np.arange(len(rows))
     kept = np.flatnonzero(kept_M & (position[image_of] >= 0))
     kept = kept[np.argsort(position[image_of[kept]], kind="stable")]
     images = found.images.take(rows)
-    ids = _ids(images, None if found.ids is None else [found.ids[row] for row in rows.tolist()], sizes[rows], read)
-    keys = {text: text_key(text) for text in set(texts)}
+    ids = _ids(images, None if found.ids is None else [found.ids[row] for row in rows.tolist()], sizes_N[rows], read)
     columns = {**found.columns, "image_id": found.columns.get("image_id", _SAME[read.duplicates])}
-    if splits is None or not split.own:
-        parts = divide(ids, split.shares, split.seed)
-        why = note if split.own else "the data's own are not wanted"
-        columns["split"] = f"divided by a hash of the picture ({why})" if why else "divided by a hash of the picture"
-    else:
-        parts = splits[rows]
+    if splits is None:
+        columns["split"] = "divided by a hash of the picture" + (f" ({note})" if note else "")
+    elif crossing := len(set(zip(ids.tolist(), splits[rows].tolist(), strict=True))) - len(set(ids.tolist())):
+        columns["split"] += f"; {count_text(crossing, 'picture')} in several parts"
+    keys = {text: text_key(text) for text in cleaned.values()}
     return Pairs(
         images,
         tuple(texts[i] for i in kept.tolist()),
         position[image_of[kept]],
         image_ids=ids,
         text_ids=np.array([keys[texts[i]] for i in kept.tolist()], dtype=np.int64),
-        splits=parts,
+        splits=divide(ids, split.shares, split.seed) if splits is None else splits[rows],
         dropped=drops.counts,
         examples=tuple(drops.shown),
         columns=columns,
         location=found.location,
     )
-
-
-_SAME = {"content": "equal files are the same picture", "name": "each file is a picture of its own"}
-
-
-def _refuse(names: Sequence[str], total: int, noun: str, what: str, location: str, read: ReadOptions) -> None:
-    if len(names) > read.max_bad * total:
-        shown = ", ".join(name for name in names[:_SHOWN] if name)
-        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-        raise DataError(
-            f"{location}: {len(names):,} of {count_text(total, noun)} are {what} ({len(names) / total:.1%}, allowed "
-            f"{read.max_bad:.1%}): {shown}{more}; mend them, or allow more with --max-bad"
-        )
 
 
 def _splits(found: Found, captioned: np.ndarray, drops: _Drops) -> tuple[np.ndarray | None, str]:
@@ -160,12 +159,8 @@ def _splits(found: Found, captioned: np.ndarray, drops: _Drops) -> tuple[np.ndar
         only = next((name for name, part in known.items() if part), next(iter(known)))
         return None, f"{column} names one part alone, {only!r}" if parts else f"{column} names no known part, {only!r}"
     found.columns["split"] = column
-    left_out = [
-        f"{found.images.name(row)} ({given[row]!r})"
-        for row in np.flatnonzero(captioned).tolist()
-        if not known[given[row]]
-    ]
-    drops.add("split of another name", left_out)
+    unknown = [row for row in np.flatnonzero(captioned).tolist() if not known[given[row]]]
+    drops.add("split of another name", unknown, lambda row: f"{found.images.name(row)} ({given[row]!r})")
     return np.array([known[name] or "" for name in given]), ""
 
 

@@ -26,7 +26,7 @@ _SPLITS = {
 
 
 def recognise(names: Sequence[str], options: ColumnOptions, where: str) -> dict[str, str | list[str]]:
-    """The columns of a table by their role; several of the same numbered name are a list.
+    """The columns of a table by their role, as :func:`roles_of` finds them.
 
     Args:
         names: of the columns, or the fields of a record.
@@ -41,6 +41,20 @@ def recognise(names: Sequence[str], options: ColumnOptions, where: str) -> dict[
     {'image': 'path', 'caption': 'title'}
     >>> recognise(["file", "caption_1", "caption_2"], ColumnOptions(), "t.csv")["caption"]
     ['caption_1', 'caption_2']
+    """
+    roles = roles_of(names, options, where)
+    for role, what in (("image", "pictures"), ("caption", "captions")):
+        if role not in roles:
+            there = ", ".join(map(repr, names)) or "no columns"
+            raise DataError(f"{where}: no column of {what} among {there}; say which it is with --columns.{role}")
+    return roles
+
+
+def roles_of(names: Sequence[str], options: ColumnOptions, where: str) -> dict[str, str | list[str]]:
+    """The columns by their role, those that there are; several captions with a number in their name are a list.
+
+    Raises:
+        ConfigError: a name that the user gave is not there.
     """
     plain = {_plain(name): name for name in reversed(names)}
     roles: dict[str, str | list[str]] = {}
@@ -63,10 +77,6 @@ def recognise(names: Sequence[str], options: ColumnOptions, where: str) -> dict[
         several = [name for name in names if _NUMBERED.fullmatch(_plain(name))]
         if several:
             roles["caption"] = several
-    for role, what in (("image", "pictures"), ("caption", "captions")):
-        if role not in roles:
-            there = ", ".join(map(repr, names)) or "no columns"
-            raise DataError(f"{where}: no column of {what} among {there}; say which it is with --columns.{role}")
     return roles
 
 
@@ -81,13 +91,15 @@ def told(roles: dict[str, str | list[str]], noun: str = "column") -> dict[str, s
 def caption_list(value: Any) -> list[str]:
     """The captions of a cell: a text, a list of texts, the text of a list in JSON or in Python's writing, or Karpathy's sentences.
 
+    An empty cell is an empty caption, an empty list none.
+
     >>> caption_list("a dog"), caption_list(["a", "b"]), caption_list('["a", "b"]'), caption_list("['a', 'b']")
     (['a dog'], ['a', 'b'], ['a', 'b'], ['a', 'b'])
     >>> caption_list([{"raw": "A dog.", "tokens": ["a", "dog"]}])
     ['A dog.']
     """
     if value is None:
-        return []
+        return [""]
     if isinstance(value, str):
         text = value.strip()
         if text[:1] == "[" and text[-1:] == "]":
@@ -104,7 +116,7 @@ def caption_list(value: Any) -> list[str]:
             next((value[name] for name in ("raw", "caption", "text", "sentence") if name in value), None)
         )
     if isinstance(value, (list, tuple)):
-        return [text for one in value for text in caption_list(one)] or [""]
+        return [text for one in value for text in caption_list(one)]
     return [str(value)]
 
 

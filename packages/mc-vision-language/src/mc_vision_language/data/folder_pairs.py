@@ -103,7 +103,7 @@ def note_captions(text: str, ending: str, columns: ColumnOptions, place: str, ta
         name = roles["caption"]
         taken.setdefault("caption", told({"caption": name}, "field")["caption"])
         values = [content[name]] if isinstance(name, str) else [content[one] for one in name]
-        return [text for value in values for text in caption_list(value)] or [""]
+        return [text for value in values for text in caption_list(value)]
     if not isinstance(content, (str, list)):
         raise ValueError(f"a JSON {type(content).__name__} holds no captions")
     return caption_list(content)

@@ -56,7 +56,7 @@ def _found(found: Any, split: str, spec: str, columns: ColumnOptions) -> Found:
     texts: list[str] = []
     image_of: list[int] = []
     for row in range(len(data)):
-        several = [text for name in names for text in caption_list(table[name][row])] or [""]
+        several = [text for name in names for text in caption_list(table[name][row])]
         texts += several
         image_of += [row] * len(several)
     ids = [str(value) for value in table[str(roles["image_id"])]] if "image_id" in roles else None

@@ -42,13 +42,11 @@ def locate(
         if len(some) < _TRIED:
             some.append(path)
     tried = [path for some in list(samples.values())[:_TRIED] for path in some]
-    for root in roots:
-        if not os.path.isdir(root):
-            continue
-        if any(_shortened(path, root) is not None for path in tried):
-            return _below(paths, os.path.normpath(root) if root else root, samples), os.path.normpath(
-                root
-            ) if root else root
+    folders_there = [os.path.normpath(root or ".") for root in roots if os.path.isdir(root or ".")]
+    for shorten in (False, True):
+        for root in folders_there:
+            if any(_shortened(path, root) in ((0,) if not shorten else range(len(path))) for path in tried):
+                return _below(paths, root, samples), root
     where = f"below {images}" if images is not None else "as it stands, or below the folder of the table"
     raise DataError(f"{first_place}: no file {paths[0]!r} {where}; name the folder of the pictures with --images")
 

@@ -126,6 +126,7 @@ class FileImages(StoredImages):
     Args:
         paths: N of them, absolute or relative to ``root``.
         root: folder they are relative to.
+        keys: N names by which pictures go on any machine; default: the paths.
         location: for reports; default: the root.
 
     >>> FileImages(["b.jpg", "a.jpg"], "photos").name(1)
@@ -134,9 +135,17 @@ class FileImages(StoredImages):
 
     kind = "files"
 
-    def __init__(self, paths: Iterable[str], root: str | Path = "", *, location: str | None = None) -> None:
+    def __init__(
+        self,
+        paths: Iterable[str],
+        root: str | Path = "",
+        *,
+        keys: Iterable[str] | None = None,
+        location: str | None = None,
+    ) -> None:
         self.paths, self.root = PackedStrings(paths), os.fspath(root)
-        super().__init__(location or self.root or "files", len(self.paths), fingerprint(self.paths))
+        self.keys = self.paths if keys is None else PackedStrings(keys)
+        super().__init__(location or self.root or "files", len(self.paths), fingerprint(self.keys))
 
     def _name(self, i: int) -> str:
         return os.path.join(self.root, self.paths[i])
@@ -145,7 +154,7 @@ class FileImages(StoredImages):
         return read_file(self._name(i))
 
     def _key(self, i: int) -> str:
-        return self.paths[i]
+        return self.keys[i]
 
     def _sizes(self) -> np.ndarray:
         return np.fromiter((_file_size(self._name(i)) for i in range(len(self.paths))), np.int64, len(self.paths))

@@ -96,7 +96,7 @@ def find_in_parquet(
     texts: list[str] = []
     image_of: list[int] = []
     for row in range(int(ends[-1])):
-        several = caption_list(cell(row)) or [""]
+        several = caption_list(cell(row))
         texts += several
         image_of += [row] * len(several)
     found = ParquetImages(files, image, location=location, cache=read.cache)

@@ -76,7 +76,7 @@ def find_files(rows: Rows, path: str, images: str | None, folders: Sequence[str]
     captions: list[str] = []
     lines: list[int] = []
     for number, cell, line in zip(picture, rows.captions, rows.lines, strict=True):
-        texts = caption_list(cell) or [""]
+        texts = caption_list(cell)
         captions += texts
         image_of += [number] * len(texts)
         lines += [line] * len(texts)
@@ -88,7 +88,7 @@ def find_files(rows: Rows, path: str, images: str | None, folders: Sequence[str]
         return None if values is None else [values[row] for row in first_row]
 
     return Found(
-        FileImages(paths, root, location=path),
+        FileImages(paths, root, keys=position, location=path),
         captions,
         image_of,
         lambda caption: f"{path}, {rows.unit} {lines[caption]}",
@@ -189,7 +189,10 @@ def _delimited(path: str, lines: Sequence[str], columns: ColumnOptions) -> Rows:
     csv.field_size_limit(_LONGEST)
     head = next((line for line in lines if line.strip()), "")
     delimiter = "\t" if path.lower().endswith(".tsv") or "\t" in head else max(",;|", key=head.count)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+    plain = (
+        path.lower().endswith(".txt") and delimiter == ","
+    )  # Flickr8k's captions.txt does not quote the commas of a caption
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=not plain)
     records: list[tuple[int, dict[str, Any]]] = []
     bad: list[str] = []
     try:
@@ -199,11 +202,10 @@ def _delimited(path: str, lines: Sequence[str], columns: ColumnOptions) -> Rows:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{path}, line 1: the column {twice!r} is there twice; name each once")
-        plain = path.lower().endswith(".txt") and len(names) == 2 and delimiter == ","
         for row in reader:
             if not row:
                 continue
-            if plain and len(row) > 2:  # Flickr8k's captions.txt does not quote the commas of a caption
+            if plain and len(names) == 2 < len(row):
                 row = [row[0], ",".join(row[1:])]
             if len(row) != len(names):
                 bad.append(f"{path}, line {reader.line_num}: {len(row)} cells, the header has {len(names)}")

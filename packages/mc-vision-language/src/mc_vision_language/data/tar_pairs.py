@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mc_core.errors import DataError
+from mc_core.errors import ConfigError, DataError, closest
 from mc_core.listing import PackedStrings
 from mc_core.shards import ShardFile, find_shards, image_ending, walk_shard
 from mc_vision_language.data.assembling import Found
-from mc_vision_language.data.columns import caption_list, recognise, split_name, told
+from mc_vision_language.data.columns import caption_list, roles_of, split_name, told
 from mc_vision_language.data.options import ColumnOptions, ReadOptions
 from mc_vision_language.data.stored_images import TarImages
 
@@ -41,6 +41,13 @@ def find_in_shards(pattern: str, columns: ColumnOptions, read: ReadOptions, *, l
     endings = ", ".join(sorted(reader.endings)[:6]) or "nothing"
     if not reader.members:
         raise DataError(f"{where}: no sample has a picture (.jpg, .png …); the files end in {endings}")
+    for role in ("caption", "image_id", "split"):
+        name = getattr(columns, role)
+        if name is not None and name not in reader.fields and name.lstrip(".") not in reader.endings:
+            known = closest(name, sorted(reader.fields | reader.endings))
+            raise ConfigError(
+                f"{where}: no field or file {name!r} for the {role}; there are {known} (--columns.{role})"
+            )
     if not reader.captions:
         raise DataError(
             f"{where}: no sample has a caption in a .txt or .json; the files end in {endings}, "
@@ -87,7 +94,8 @@ class _Reader:
         self.columns: dict[str, str] = {}
         self.bad: list[str] = []
         self.endings: set[str] = set()
-        self._roles: dict[tuple[str, ...], dict[str, str | list[str]] | None] = {}
+        self.fields: set[str] = set()
+        self._roles: dict[tuple[str, ...], dict[str, str | list[str]]] = {}
 
     def add(self, number: int, shard: str) -> None:
         """The samples of one shard."""
@@ -123,18 +131,17 @@ class _Reader:
             except ValueError:
                 self.bad.append(f"{place}.json: not JSON")
                 return {}, []
-        wanted = self.options.caption
-        texts = [name for name in endings if name in _TEXTS or name == (wanted or "").lstrip(".")]
-        roles = self._recognised(record, texts, place) if isinstance(record, dict) else {}
+        wanted = (self.options.caption or "").lstrip(".")
+        texts = [name for name in endings if (name == wanted if wanted else name in _TEXTS)]
+        roles = self._recognised(record, bool(texts), place) if isinstance(record, dict) else {}
         found = {
             role: str(record[name])
             for role in ("image_id", "split")
             if isinstance(name := roles.get(role), str) and record.get(name) is not None
         }
-        if texts and (wanted is None or wanted.lstrip(".") in texts):
-            ending = wanted.lstrip(".") if wanted else texts[0]
-            self.columns["caption"] = f"files .{ending}"
-            text = content(ending).decode("utf-8-sig", "replace")
+        if texts:
+            self.columns["caption"] = f"files .{texts[0]}"
+            text = content(texts[0]).decode("utf-8-sig", "replace")
             return found, [line for line in text.splitlines() if line.strip()] or [""]
         if isinstance(record, list):
             return found, caption_list(record)
@@ -142,21 +149,19 @@ class _Reader:
         if name is None:
             return found, []
         values = [record.get(one) for one in ([name] if isinstance(name, str) else name)]
-        return found, [text for value in values for text in caption_list(value)] or [""]
+        return found, [text for value in values for text in caption_list(value)]
 
-    def _recognised(self, record: dict[str, Any], texts: list[str], place: str) -> dict[str, str | list[str]]:
+    def _recognised(self, record: dict[str, Any], texts: bool, place: str) -> dict[str, str | list[str]]:
         """The roles of a record's fields; records of the same fields are looked at once."""
         fields = tuple(record)
         if fields not in self._roles:
-            options = self.options.model_copy(update={"image": None})
-            if texts:
-                options = options.model_copy(update={"caption": None})
-            try:
-                roles = recognise(["image", *[name for name in fields if name != "image"]], options, f"{place}.json")
-            except DataError:
-                roles = recognise(["image", "caption", *fields], options, f"{place}.json") if texts else {}
-            roles.pop("image", None)
+            self.fields.update(fields)
+            given = {role for role, name in self.options if name is not None}
+            gone = {role: None for role, name in self.options if name not in fields}  # another sample may have it
+            roles = roles_of(fields, self.options.model_copy(update={**gone, "image": None}), f"{place}.json")
+            for role in ("image", *(given & set(gone)), *(("caption",) if texts else ())):
+                roles.pop(role, None)
             self._roles[fields] = roles
             for role, text in told(roles, "field").items():
                 self.columns.setdefault(role, text)
-        return self._roles[fields] or {}
+        return self._roles[fields]
