@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mc_core.errors import ConfigError, DataError, MissingDependencyError
 from mc_core.evaluation import knn_accuracy
-from mc_core.samples import COLORS, DIGITS, RELATIONS, SIZES, DigitScenes, SceneConfig, _strokes, digit_scenes
+from mc_core.samples import COLORS, DIGITS, RELATIONS, SIZES, DigitScenes, SceneConfig, digit_scenes
+from mc_core.samples.painting import strokes
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +293,7 @@ def test_configuration_is_checked() -> None:
 
 
 def test_names_the_extra_when_scikit_learn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    _strokes.cache_clear()
+    strokes.cache_clear()
 
     class NotInstalled(MetaPathFinder):
         def find_spec(self, fullname: str, *_: object) -> None:

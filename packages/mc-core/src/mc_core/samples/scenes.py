@@ -6,8 +6,8 @@ small shared family. Raw pixels do not separate the classes; the shape of the st
 
 Every random choice is a hash of (seed, split, index): scene 7 is the same in a set of 10, of 10,000, or starting at 7.
 
-Legend: N scenes, B scenes of one chunk, M places for digits in a scene, S canvas side in pixels, C colours, T textures,
-P texture side, U side of an upsampled scan, R random numbers.
+Legend: N scenes, B scenes of one chunk, M places for digits in a scene, S canvas side in pixels, C colours, U side of an
+upsampled scan, R random numbers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Self
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from mc_core.engine.config import StrictModel
 from mc_core.errors import ConfigError, DataError
 from mc_core.optional import require
-from mc_core.random import sample_rng, uniform
+from mc_core.random import uniform
+from mc_core.samples.painting import between, boxes, centers, draw, ground, strokes, textures, window
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZES = ("small", "large")
@@ -52,9 +51,6 @@ _PALETTE: tuple[tuple[str, tuple[float, float, float], bool], ...] = (
 COLORS = tuple(name for name, *_ in _PALETTE)
 
 _TEST_DIGITS = 360  # the file keeps the order of collection, so the tail shares few writers with the rest
-_UPSAMPLE = 4
-_LUMA = (0.299, 0.587, 0.114)
-_TILE = 4  # side of a texture tile, in canvases
 _CHUNK = 256
 _STREAMS = {"train": 0x5CE0, "test": 0x7E57}
 # how many uniform numbers each choice takes
@@ -62,6 +58,16 @@ _SCENE_DRAWS = {"count": 1, "dark": 1, "colors": len(_PALETTE), "layout": 5, "gr
 _OBJECT_DRAWS = {"source": 1, "size": 1, "share": 1, "angle": 1, "place": 2, "ink": 3}
 
 Split = Literal["train", "test"]
+
+
+def shown_together(color: str) -> tuple[str, ...]:
+    """The colours shown on the same ground as ``color``, itself among them.
+
+    >>> shown_together("white")
+    ('orange', 'pink', 'yellow', 'turquoise', 'white')
+    """
+    ground = {name: dark for name, _, dark in _PALETTE}
+    return tuple(name for name in COLORS if ground[name] == ground[color])
 
 
 class SceneConfig(StrictModel):
@@ -277,35 +283,6 @@ def digit_scenes(
     return DigitScenes(**joined, objects=SceneObjects(**columns))
 
 
-@functools.cache
-def _strokes() -> tuple[Tensor, Tensor]:
-    """All scans as smooth ink fields (1797, U, U), with an empty rim of one old pixel, and their classes (1797,)."""
-    datasets = require("sklearn.datasets", extra="mc-core[samples]", purpose="compose scenes of handwritten digits")
-    data = datasets.load_digits()
-    ink = F.pad(torch.from_numpy(data.images).float() / 16, (1, 1, 1, 1))[:, None]
-    smooth = F.interpolate(ink, scale_factor=_UPSAMPLE, mode="bicubic", align_corners=False)
-    return smooth[:, 0].contiguous(), torch.from_numpy(data.target).long()
-
-
-@functools.cache
-def _textures(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Clouds, fine texture and white grain: tiles (P, P) of unit deviation that wrap around, P = 4 S."""
-    side = _TILE * size
-    rng = sample_rng(0, 0, 0, stream=0x7E)
-    frequency = np.fft.fftfreq(side, _TILE / side)  # cycles per canvas
-    radius = np.hypot(frequency[:, None], frequency)
-    tiles = []
-    for low, high in ((0.4, 1.5), (3, 7), (0, np.inf)):
-        spectrum = np.fft.fft2(rng.standard_normal((side, side))) * ((radius >= low) & (radius <= high))
-        wave = np.fft.ifft2(spectrum).real
-        tiles.append(torch.from_numpy(wave / wave.std()).float().clamp_(-2, 2))
-    return tiles[0], tiles[1], tiles[2]
-
-
-def _between(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    return low + (high - low) * u
-
-
 def _compose(
     index_B: Tensor, size: int, digits: tuple[int, int], seed: int, split: Split, config: SceneConfig
 ) -> DigitScenes:
@@ -319,7 +296,7 @@ def _compose(
     count_B = digits[0] + (scene["count"][:, 0] * (most - digits[0] + 1)).long()
     present_BM = torch.arange(most) < count_B[:, None]
 
-    ink, classes = _strokes()
+    ink, classes = strokes()
     pool = len(ink) - _TEST_DIGITS
     low, high = (0, pool) if split == "train" else (pool, len(ink))
     source_BM = low + (each["source"][..., 0] * (high - low)).long()
@@ -331,14 +308,14 @@ def _compose(
     smallest, largest = config.scale or ((0.55, 0.8) if most == 1 else (0.24, 0.46))
     size_BM = (each["size"][..., 0] < 0.5).long()
     share_BM = 0.4 * each["share"][..., 0] + 0.6 * size_BM  # a gap of a fifth keeps the two words apart
-    height_BM = _between(share_BM, smallest, largest) * size
-    angle_BM = _between(each["angle"][..., 0], -config.rotation, config.rotation)
-    center_BM2 = _centers(count_B, scene["layout"], each["place"], height_BM, size)
+    height_BM = between(share_BM, smallest, largest) * size
+    angle_BM = between(each["angle"][..., 0], -config.rotation, config.rotation)
+    center_BM2 = centers(count_B, scene["layout"], each["place"], height_BM, size)
 
-    alpha_BMSS = _draw(ink[source_BM], center_BM2, height_BM, angle_BM, size)
-    ground_B3SS = _ground(dark_B, scene["ground"], size, most == 1, config)
+    alpha_BMSS = draw(ink[source_BM], center_BM2, height_BM, angle_BM, size)
+    ground_B3SS = ground(dark_B, scene["ground"], size, most == 1, config)
     paint = torch.tensor([rgb for _, rgb, _ in _PALETTE], dtype=torch.float64)
-    jitter_BM3 = _between(each["ink"], -config.color_jitter, config.color_jitter)
+    jitter_BM3 = between(each["ink"], -config.color_jitter, config.color_jitter)
     ink_BM3 = (paint[color_BM] + jitter_BM3).clamp(0, 1).float()
 
     alpha_BMSS *= present_BM[..., None, None]
@@ -347,8 +324,8 @@ def _compose(
         alpha_B1SS = alpha_BMSS[:, k, None]
         image_B3SS += alpha_B1SS * (ink_BM3[:, k, :, None, None] - image_B3SS)
         mask_BSS[alpha_BMSS[:, k] > 0.5] = k + 1
-    *_, grain = _textures(size)
-    image_B3SS += config.noise * _window(grain, scene["grain"], size)[:, None]
+    *_, grain = textures(size)
+    image_B3SS += config.noise * window(grain, scene["grain"], size)[:, None]
 
     absent_BM = ~present_BM
     objects = SceneObjects(
@@ -362,74 +339,4 @@ def _compose(
         angle=angle_BM.float().masked_fill(absent_BM, torch.nan),
     )
     images = (image_B3SS * 255).round_().clamp_(0, 255).to(torch.uint8)
-    return DigitScenes(images, objects.digit[:, 0], mask_BSS, _boxes(mask_BSS, most), objects, index_B)
-
-
-def _centers(count_B: Tensor, layout_B5: Tensor, place_BM2: Tensor, height_BM: Tensor, size: int) -> Tensor:
-    """Centres (B, M, 2) such that digits keep apart: one has the canvas, two a half each, more a quarter each."""
-    most = place_BM2.shape[1]
-    quarter_BM = layout_B5[:, :4].argsort(1)[:, :most]
-    quarter_BM2 = torch.stack([quarter_BM % 2, quarter_BM // 2], -1)
-    # two digits: which axis is cut, and who comes first along it
-    axis_B = (layout_B5[:, 4] * 2).long()
-    side_BM = (layout_B5[:, :1] < 0.5).long() ^ (torch.arange(most) % 2)
-    cut_BM2 = F.one_hot(axis_B, 2)[:, None].bool()
-    pair_BM2 = torch.where(cut_BM2, side_BM[..., None], 0)
-    count_B11 = count_B[:, None, None]
-    corner_BM2 = torch.where(count_B11 > 2, quarter_BM2, torch.where(count_B11 == 2, pair_BM2, 0)) * (size / 2)
-    halved_BM2 = (count_B11 > 2) | ((count_B11 == 2) & cut_BM2)
-    extent_BM2 = torch.where(halved_BM2, size / 2, float(size))
-    room_BM2 = (extent_BM2 - 1.1 * height_BM[..., None]).clamp(min=0)  # a turned digit reaches a little further
-    return corner_BM2 + extent_BM2 / 2 + room_BM2 * (place_BM2 - 0.5)
-
-
-def _draw(ink_BMUU: Tensor, center_BM2: Tensor, height_BM: Tensor, angle_BM: Tensor, size: int) -> Tensor:
-    """Opacity (B, M, S, S) of each digit, turned, scaled and moved to its place."""
-    batch, most, side = ink_BMUU.shape[:3]
-    pixel_S = torch.arange(size) + 0.5
-    turn_BM = angle_BM.deg2rad()
-    reach_BM = height_BM / 2 * (10 / 8)  # the rim adds one old pixel on either side
-    cos_BM11, sin_BM11 = ((f(turn_BM) / reach_BM).float().view(batch * most, 1, 1) for f in (torch.cos, torch.sin))
-    center = center_BM2.float().view(batch * most, 2)
-    x = (pixel_S - center[:, :1])[:, None, :]
-    y = (pixel_S - center[:, 1:])[:, :, None]
-    grid = torch.stack([x * cos_BM11 + y * sin_BM11, y * cos_BM11 - x * sin_BM11], -1)
-    value = F.grid_sample(ink_BMUU.view(-1, 1, side, side), grid, align_corners=False)
-    # the field is smooth at the old resolution, so a steeper edge than the scan's does not alias
-    return ((value - 0.45) * 3 + 0.5).clamp_(0, 1).view(batch, most, size, size)
-
-
-def _ground(dark_B: Tensor, draws_B: Tensor, size: int, single: bool, config: SceneConfig) -> Tensor:
-    """Grounds (B, 3, S, S): dark or light grey with clouds of shade, clouds of colour and a fine texture."""
-    clouds, fine, _ = _textures(size)
-    tint = config.tint if config.tint is not None else 0.4 if single else 0.1
-    level_B1, shade_B2, tint_B6, fine_B2 = draws_B.split([1, 2, 6, 2], 1)
-    grey_B1 = torch.where(dark_B[:, None], _between(level_B1, 0.22, 0.34), _between(level_B1, 0.66, 0.78)).float()
-    light_BSS = config.clouds * _window(clouds, shade_B2, size) + config.texture * _window(fine, fine_B2, size)
-    tint_B3SS = torch.stack([_window(clouds, offset_B2, size) for offset_B2 in tint_B6.split(2, 1)], 1)
-    tint_B3SS -= (tint_B3SS * torch.tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
-    return (grey_B1[..., None] + light_BSS)[:, None] + tint * tint_B3SS
-
-
-def _window(tile: Tensor, offset_B2: Tensor, size: int) -> Tensor:
-    """A window (B, S, S) of the tile for each scene."""
-    side = len(tile)
-    at_B2S = ((offset_B2 * side).long()[..., None] + torch.arange(size)) % side
-    return tile[at_B2S[:, 1, :, None], at_B2S[:, 0, None, :]]
-
-
-def _boxes(mask_BSS: Tensor, most: int) -> Tensor:
-    """Boxes (B, M, 4) around the pixels k+1 of each mask; −1 where there are none."""
-    size = mask_BSS.shape[-1]
-    place = torch.arange(size, dtype=torch.float32)
-    boxes = []
-    for k in range(most):
-        here_BSS = mask_BSS == k + 1
-        spans = []
-        for axis in (1, 2):  # columns that hold a pixel, then rows
-            any_BS = here_BSS.any(axis)
-            spans.append(place.expand_as(any_BS).masked_fill(~any_BS, size).amin(1))
-            spans.append((place + 1).expand_as(any_BS).masked_fill(~any_BS, 0).amax(1))
-        box_B4 = torch.stack([spans[0], spans[2], spans[1], spans[3]], 1)
-        boxes.append(box_B4.masked_fill(~here_BSS.any(2).any(1)[:, None], -1))
-    return torch.stack(boxes, 1)
+    return DigitScenes(images, objects.digit[:, 0], mask_BSS, boxes(mask_BSS, most), objects, index_B)
