@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mc_core.paired_losses import distilled_targets, soft_cross_entropy
+from mc_core.paired_losses import distilled_targets, shared_targets, soft_cross_entropy
 
 
 def contrast_logits(query: Tensor, keys: Tensor, queue: Tensor | None, temperature: Tensor | float) -> Tensor:
@@ -49,8 +49,10 @@ def contrast(logits: Tensor, teacher_logits: Tensor | None, same: Tensor, alpha:
     >>> contrast(torch.zeros(1, 4), None, torch.eye(4, dtype=torch.bool)[:1], 0.0)  # log 4
     tensor([1.3863])
     """
-    targets = distilled_targets(same, teacher_logits, alpha).to(logits.dtype)
-    return soft_cross_entropy(logits, targets)
+    logits = _wide(logits)
+    if teacher_logits is None or not alpha:
+        return soft_cross_entropy(logits, shared_targets(same, logits.dtype))
+    return soft_cross_entropy(logits, distilled_targets(same, _wide(teacher_logits), alpha))
 
 
 @torch.no_grad()
@@ -89,6 +91,7 @@ def matching(logits: Tensor, valid: Tensor) -> Tensor:
     >>> matching(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))
     tensor(0.6931)
     """
+    logits = _wide(logits)
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) // 3] = 1
     weight = valid.to(logits.dtype)
@@ -104,9 +107,13 @@ def masked_words(logits: Tensor, words: Tensor, teacher_logits: Tensor | None, a
         teacher_logits: (M, V); None with α = 0.
         alpha: α.
     """
-    log_p = logits.log_softmax(1)
+    log_p = _wide(logits).log_softmax(1)
     hard = F.nll_loss(log_p, words, reduction="none")
     if teacher_logits is None or not alpha:
         return hard
-    soft = -(teacher_logits.detach().softmax(1).to(log_p.dtype) * log_p).sum(1)
+    soft = -(_wide(teacher_logits.detach()).softmax(1) * log_p).sum(1)
     return (1 - alpha) * hard + alpha * soft
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x

@@ -206,7 +206,7 @@ class ALBEF(Method):
         image_rows = torch.cat([pairs, image_of, pairs])
         fused = self.backbone.fuse(states[text_rows], mask[text_rows], keys.take(image_rows))
         return matching(
-            self.model.itm_head(fused[:, 0]).float(), torch.cat([torch.ones_like(image_found), image_found, text_found])
+            self.model.itm_head(fused[:, 0]), torch.cat([torch.ones_like(image_found), image_found, text_found])
         )
 
     def _negatives(
@@ -248,7 +248,7 @@ class ALBEF(Method):
     def _words(backbone: Backbone, masked: Masked, mask: Tensor, keys: ImageKeys) -> Tensor:
         """(M, V) logits at masked places."""
         fused = backbone.fuse(backbone.text_states(masked.input_ids, mask), mask, keys)
-        return backbone.lm_logits(fused[masked.rows, masked.columns]).float()
+        return backbone.lm_logits(fused[masked.rows, masked.columns])
 
     def _remember(self, batch: Batch, taught: Encoded, step: int) -> None:
         for name, keys in (("image", taught.image), ("text", taught.text)):
