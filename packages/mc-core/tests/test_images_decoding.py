@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from mc_core.data import BadSampleError
-from mc_core.errors import DataError
-from mc_core.images.decoding import read_file
-from mc_vision.data import IMAGE_EXTENSIONS, decode, to_channels
+from mc_core.errors import BadSampleError, DataError
+from mc_core.images.decoding import IMAGE_EXTENSIONS, decode, read_file, to_channels
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
