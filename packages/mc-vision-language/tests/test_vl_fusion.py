@@ -114,6 +114,15 @@ def test_rows_of_shared_keys_equal_separate_passes(fusion, inputs):
         torch.testing.assert_close(fused[row : row + 1], alone, rtol=0, atol=1e-12)
 
 
+def test_the_first_token_alone_is_the_same(fusion, inputs):
+    states, image = inputs
+    keys = fusion.keys(image)
+    whole = fusion(states, MASK, keys)
+    first = fusion(states, MASK, keys, first=True)
+    assert first.shape == (B, 1, HIDDEN)
+    torch.testing.assert_close(first, whole[:, :1], rtol=0, atol=1e-12)
+
+
 def test_causal_layers_look_back_alone(fusion, inputs):
     states, image = inputs
     keys = fusion.keys(image)

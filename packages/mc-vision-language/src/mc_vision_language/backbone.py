@@ -149,6 +149,10 @@ class Backbone(nn.Module):
             return self.fusion(states, mask, keys)
         return self.fusion(states, mask, keys, attention_of=attention_of)
 
+    def fuse_first(self, states: Tensor, mask: Tensor, keys: ImageKeys) -> Tensor:
+        """(B, h): what :meth:`fuse` gives for the first token, without the last layer's other tokens."""
+        return self.fusion(states, mask, keys, first=True)[:, 0]
+
     def lm_logits(self, states: Tensor) -> Tensor:
         """(M, V) logits over the vocabulary of states (M, h)."""
         return self.lm_head(states, self.text.word_embeddings.weight)

@@ -134,6 +134,7 @@ class FusionLayer(nn.Module):
         seen: KeyValue,
         key_mask: Tensor | None = ...,
         *,
+        first: bool = ...,
         attention: Literal[False] = ...,
     ) -> Tensor: ...
     @overload
@@ -144,6 +145,7 @@ class FusionLayer(nn.Module):
         seen: KeyValue,
         key_mask: Tensor | None = ...,
         *,
+        first: bool = ...,
         attention: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
     def forward(
@@ -153,6 +155,7 @@ class FusionLayer(nn.Module):
         seen: KeyValue,
         key_mask: Tensor | None = None,
         *,
+        first: bool = False,
         attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(B, L, h); with ``attention`` also the (B, H, L, N) probabilities of the cross-attention, in the graph.
@@ -162,9 +165,11 @@ class FusionLayer(nn.Module):
             self_mask: bool to broadcast to (B, H, L, L); see :func:`self_mask`.
             seen: keys and values of what is looked at, of this layer's ``cross_attention.project``.
             key_mask: bool to broadcast to (B, H, L, N).
+            first: only the first token's state is wanted, (B, 1, h); not with a causal ``self_mask``.
             attention: whether to return probabilities.
         """
         own = self.self_attention.project(states)
+        states = states[:, :1] if first else states
         states = self.self_norm(states + self.dropout(self.self_attention(states, own, self_mask)))
         probabilities = None
         if attention:
@@ -256,7 +261,14 @@ class FusionEncoder(nn.Module):
 
     @overload
     def forward(
-        self, states: Tensor, mask: Tensor | None, keys: ImageKeys, *, causal: bool = ..., attention_of: None = ...
+        self,
+        states: Tensor,
+        mask: Tensor | None,
+        keys: ImageKeys,
+        *,
+        causal: bool = ...,
+        first: bool = ...,
+        attention_of: None = ...,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -269,6 +281,7 @@ class FusionEncoder(nn.Module):
         keys: ImageKeys,
         *,
         causal: bool = False,
+        first: bool = False,
         attention_of: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(B, L, h); with ``attention_of`` also the (B, H, L, N) cross-attention of that layer, with its graph.
@@ -278,6 +291,7 @@ class FusionEncoder(nn.Module):
             mask: (B, L), nonzero for tokens; None: no padding.
             keys: of B rows, see :meth:`keys`.
             causal: a token sees itself and what is before it.
+            first: only the first token's state is wanted, (B, 1, h): the last layer then computes no other. Not with ``causal``.
             attention_of: index of a layer, negative ones from the last.
 
         Raises:
@@ -293,7 +307,7 @@ class FusionEncoder(nn.Module):
             if place == chosen:
                 states, found = layer(states, own, seen, other, attention=True)
             else:
-                states = layer(states, own, seen, other)
+                states = layer(states, own, seen, other, first=first and place == len(self) - 1)
         return states if found is None else (states, found)
 
     def load_bert_layers(self, layers: Sequence[Any]) -> None:

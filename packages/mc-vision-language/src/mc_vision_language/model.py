@@ -116,7 +116,7 @@ class VisionLanguageModel(PictureTextModel):
         """
         keys = seen if isinstance(seen, ImageKeys) else self.backbone.keys(seen)
         states = self.backbone.text_states(input_ids, attention_mask)
-        return self.itm_head(self.backbone.fuse(states, attention_mask, keys)[:, 0])
+        return self.itm_head(self.backbone.fuse_first(states, attention_mask, keys))
 
     def match(self, seen: Tensor | ImageKeys, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B,) logits of a match (class 1), by which candidates are ranked; see :meth:`match_logits`."""

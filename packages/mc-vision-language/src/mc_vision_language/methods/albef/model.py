@@ -204,10 +204,8 @@ class ALBEF(Method):
         pairs = torch.arange(B, device=states.device)
         text_rows = torch.cat([pairs, pairs, text_of])
         image_rows = torch.cat([pairs, image_of, pairs])
-        fused = self.backbone.fuse(states[text_rows], mask[text_rows], keys.take(image_rows))
-        return matching(
-            self.model.itm_head(fused[:, 0]), torch.cat([torch.ones_like(image_found), image_found, text_found])
-        )
+        fused = self.backbone.fuse_first(states[text_rows], mask[text_rows], keys.take(image_rows))
+        return matching(self.model.itm_head(fused), torch.cat([torch.ones_like(image_found), image_found, text_found]))
 
     def _negatives(
         self, logits: Tensor, same: Tensor, stream: int, batch: Batch, progress: Progress
