@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -254,6 +255,60 @@ def captioned_images(count: int = 56, size: int = 16, longest: int = 10, seed: i
         image_ids=found["study_ids"],
         **{name: found[name] for name in ("input_ids", "attention_mask", "text_ids")},
     )
+
+
+def judged_images(
+    views: Sequence[str] = ("view",), labels: int = 2, count: int = 48, size: int = 16, seed: int = 0
+) -> TensorData:
+    """Colour images whose brightness tells the ``label``, with sentences of random words: ``views`` (count, 3, size, size) in
+    [0, 1], ``input_ids`` and ``attention_mask`` (count, 6). Id 0 pads, 1 begins a row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(count) % labels
+    light = 0.7 * label[:, None, None, None] / max(labels - 1, 1)
+    shown = {name: 0.3 * torch.rand(count, 3, size, size, generator=generator) + light for name in views}
+    mask = torch.arange(6) < torch.randint(3, 7, (count, 1), generator=generator)
+    ids = torch.randint(3, 60, (count, 6), generator=generator)
+    ids[:, 0] = 1
+    return TensorData(**shown, input_ids=ids.masked_fill(~mask, 0), attention_mask=mask.long(), label=label)
+
+
+class AskedImages:
+    """:func:`judged_images` with one or two answers a row instead of a label, all answers of a batch one after the other:
+    ``answer_ids`` and ``answer_mask`` (A, 4), ``answer_of`` and ``answer_weights`` (A,). Id 1 begins and 2 ends an answer.
+    """
+
+    def __init__(self, count: int = 48) -> None:
+        self.rows = dict(judged_images(labels=3, count=count).tensors)
+        word = self.rows.pop("label") + 10
+        one, two, none = torch.ones_like(word), torch.full_like(word, 2), torch.zeros_like(word)
+        self.answers = torch.stack(
+            [torch.stack([one, word, two, none], 1), torch.stack([one, word, word + 10, two], 1)], 1
+        )
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def get(self, index: int, rng: Any) -> dict[str, Any]:
+        """One row without its answers."""
+        return {name: tensor[index] for name, tensor in self.rows.items()}
+
+    def get_batch(self, indices: Sequence[int], epoch: int, seed: int) -> dict[str, Tensor]:
+        """Rows with their answers."""
+        rows = torch.as_tensor(indices)
+        counts = 1 + rows % 2
+        ids = torch.cat([self.answers[row, :count] for row, count in zip(rows.tolist(), counts.tolist(), strict=True)])
+        return {
+            **{name: tensor[rows] for name, tensor in self.rows.items()},
+            "answer_ids": ids,
+            "answer_mask": (ids > 0).long(),
+            "answer_of": torch.arange(len(rows)).repeat_interleave(counts),
+            "answer_weights": (1 / counts).repeat_interleave(counts),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and count."""
+        return {"kind": "asked images", "count": len(self)}
 
 
 def labelled_tiles(count: int = 32, size: int = 32, seed: int = 0) -> TensorData:
