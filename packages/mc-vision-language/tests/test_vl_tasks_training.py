@@ -214,6 +214,28 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(scenes, model
         measure_task(EntailmentModel(EntailmentConfig(**tiny.encoders()), tiny.tokenizer()), rows)
 
 
+def test_grounding_starts_from_all_of_the_pretrained_model(scenes, model, tmp_path):
+    with torch.no_grad():
+        model.log_temperature.fill_(-2.0)
+    settings = recipe("albef-grounding-laptop", lr=1e-9, steps=1)
+    found = finetune_task("grounding", model, scene_phrases(scenes), settings, tmp_path, draws=0).model
+    for name, tensor in model.state_dict().items():
+        other = found.state_dict()[name]
+        torch.testing.assert_close(other[: len(tensor)] if tensor.ndim else other, tensor, rtol=0, atol=1e-6)
+
+
+def test_positions_and_biases_do_not_decay(model):
+    from mc_vision_language.tasks.entailment import Entailment
+
+    method = Entailment(EntailmentConfig(**tiny.encoders()), tiny.tokenizer())
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    decayed, kept = ({names[id(p)] for p in group["params"]} for group in method.parameter_groups(0.02, decay_1d=False))
+    assert all(name.endswith("weight") and "position" not in name for name in decayed)
+    assert any("position_embeddings" in name for name in kept)
+    assert any("pos_embed" in name for name in kept)
+    assert len(method.parameter_groups(0.02)) == 1
+
+
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         load_task_model(tmp_path)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mc_core.engine.method import Batch, Method, Progress, StepOutput
 from mc_core.momentum import MomentumEncoder
+from mc_vision_language.decay import spare_positions
 from mc_vision_language.tasks.config import DistilledConfig
 from mc_vision_language.tasks.loss import distilled_cross_entropy
 from mc_vision_language.tasks.model import TaskModel
@@ -78,6 +79,10 @@ class DistilledTask(Method):
         """Move the teacher."""
         if self.teacher is not None:
             self.teacher.update()
+
+    def parameter_groups(self, weight_decay: float, *, decay_1d: bool = True) -> list[dict[str, Any]]:
+        """As every method's; without ``decay_1d`` class token and tables of positions do not decay either."""
+        return spare_positions(super().parameter_groups(weight_decay, decay_1d=decay_1d), self.model)
 
     def export_module(self) -> nn.Module:
         """The task's model."""

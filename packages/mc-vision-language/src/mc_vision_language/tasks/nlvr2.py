@@ -32,6 +32,7 @@ from mc_core.errors import ConfigError
 from mc_core.modules import evaluating
 from mc_core.paired_losses import same_thing
 from mc_core.random import uniform
+from mc_vision_language.decay import spare_positions
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.tasks.config import ASSIGNMENT_LABELS, STATEMENT_LABELS, AssignmentConfig, TwoImageConfig
 from mc_vision_language.tasks.distilled import ClassificationTask
@@ -226,6 +227,10 @@ class TextAssignment(Method):
         net = self.model.net
         features: Tensor = net(batch["view"], batch["view"], batch["input_ids"], batch["attention_mask"])[1]
         return features
+
+    def parameter_groups(self, weight_decay: float, *, decay_1d: bool = True) -> list[dict[str, Any]]:
+        """As every method's; without ``decay_1d`` class token and tables of positions do not decay either."""
+        return spare_positions(super().parameter_groups(weight_decay, decay_1d=decay_1d), self.model)
 
     def export_module(self) -> AssignmentModel:
         """The model of the stage."""

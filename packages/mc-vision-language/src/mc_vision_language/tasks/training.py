@@ -286,7 +286,7 @@ def _copy_weights(target: VisionLanguageModel, source: Any, pieces: Pieces = ())
     load_backbone(target.backbone, source.backbone, pieces=pieces)
     target.itm_head.load_state_dict(source.itm_head.state_dict())
     with torch.no_grad():
-        target.temperature.copy_(source.temperature)
+        target.log_temperature.copy_(source.log_temperature)
 
 
 def _trained(run: RunResult) -> PictureTextModel:

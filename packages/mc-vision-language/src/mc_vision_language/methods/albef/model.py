@@ -41,6 +41,7 @@ from mc_core.paired_losses import same_thing
 from mc_core.queue import FeatureQueue, PendingKeys
 from mc_core.random import uniform
 from mc_vision_language.backbone import Backbone, Encoded
+from mc_vision_language.decay import spare_positions
 from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.fusion import ImageKeys
 from mc_vision_language.methods.albef.config import ALBEFConfig
@@ -64,7 +65,6 @@ _INTENDED = (
     "passed on is for the licence of the training data to say."
 )
 _IDS = ("image_ids", "text_ids")
-_NOT_DECAYED = ("pos_embed", "cls_token")
 _MASKING, _IMAGE_NEGATIVES, _TEXT_NEGATIVES = 0xA1B0, 0xA1B1, 0xA1B2
 
 
@@ -313,17 +313,7 @@ class ALBEF(Method):
 
     def parameter_groups(self, weight_decay: float, *, decay_1d: bool = True) -> list[dict[str, Any]]:
         """As every method's; without ``decay_1d`` the temperature, class token and position tables do not decay either."""
-        groups = super().parameter_groups(weight_decay, decay_1d=decay_1d)
-        if decay_1d or len(groups) < 2:
-            return groups
-        spared = {
-            id(p)
-            for name, p in self.model.named_parameters()
-            if name.rsplit(".", 1)[-1] in _NOT_DECAYED or "position_embeddings" in name
-        }
-        decayed = [p for p in groups[0]["params"] if id(p) not in spared]
-        kept = [p for p in groups[0]["params"] if id(p) in spared]
-        return [{**groups[0], "params": decayed}, {**groups[1], "params": [*groups[1]["params"], *kept]}]
+        return spare_positions(super().parameter_groups(weight_decay, decay_1d=decay_1d), self.model)
 
 
 def _ids(queue: FeatureQueue) -> Tensor:
