@@ -190,6 +190,6 @@ def score_pairs(gallery: Gallery, captions: Captions, image_rows: np.ndarray, te
                 at = torch.from_numpy(texts).to(model.device)
                 states, mask = captions.states[at, :width], captions.mask[at, :width]
                 seen = keys.take(torch.from_numpy(local[start - begin : start - begin + len(pairs)]).to(model.device))
-                fused = model.backbone.fuse(states.to(tokens.dtype), mask, seen)
-                scores[pairs] = model.itm_head(fused[:, 0])[:, 1].float().cpu().numpy()
+                fused = model.backbone.fuse_first(states.to(tokens.dtype), mask, seen)
+                scores[pairs] = model.itm_head(fused)[:, 1].float().cpu().numpy()
     return scores
