@@ -9,6 +9,7 @@ Legend: B pictures, C = 3 channels, S side, R random numbers, N operations of a 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -22,7 +23,6 @@ DRAWS_EACH = 3
 """Random numbers an operation needs: which, whether, and its sign."""
 
 _NUMBER: dict[str, int] = {name: number for number, name in enumerate(OPERATIONS)}
-_TONES = ("autocontrast", "equalize", "brightness")
 _MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 
@@ -46,18 +46,12 @@ def rand_augment(x_BCSS: Tensor, u_BR: Tensor, config: AugmentConfig) -> Tensor:
         which_B = choices[(u_B3[:, 0] * len(choices)).long().clamp_(max=len(choices) - 1)]
         applied_B = u_B3[:, 1] < config.rand_augment_p
         sign_B = torch.where(u_B3[:, 2] < 0.5, -1.0, 1.0)
-        for names, function in ((_TONES, _tone), (("sharpness",), _sharpen), (_MOVES, _move)):
-            if not set(names) & set(config.operations):
+        for first, last, function in _FUNCTIONS:
+            if not any(first <= _NUMBER[name] <= last for name in config.operations):
                 continue
-            chosen_B = applied_B & _among(which_B, names)
-            x_BCSS = where_chosen(
-                x_BCSS, chosen_B, lambda x, which, sign, f=function: f(x, which, sign, config), which_B, sign_B
-            )
+            chosen_B = applied_B & (which_B >= first) & (which_B <= last)
+            x_BCSS = where_chosen(x_BCSS, chosen_B, functools.partial(function, config=config), which_B, sign_B)
     return x_BCSS
-
-
-def _among(which_B: Tensor, names: tuple[str, ...]) -> Tensor:
-    return torch.isin(which_B, torch.tensor([_NUMBER[name] for name in names], device=which_B.device))
 
 
 def _factor(config: AugmentConfig) -> float:
@@ -65,30 +59,28 @@ def _factor(config: AugmentConfig) -> float:
     return 0.1 + 1.8 * config.magnitude / 10
 
 
-def _tone(x_BCSS: Tensor, which_B: Tensor, sign_B: Tensor, config: AugmentConfig) -> Tensor:
-    """Changes that give each level of a channel another: as a table for each channel of each picture."""
-    level = torch.arange(256, device=x_BCSS.device, dtype=torch.float64)
-    index = x_BCSS.int().flatten(2)
-    offset = 256 * torch.arange(index.shape[0] * index.shape[1], device=x_BCSS.device, dtype=torch.int32)
-    index = (index + offset.view(index.shape[0], -1, 1)).flatten()
-    bright = (level.float() * _factor(config)).floor().clamp(0, 255).expand(len(x_BCSS), x_BCSS.shape[1], 256)
+def _brighten(x_BCSS: Tensor, which_B: Tensor, sign_B: Tensor, config: AugmentConfig) -> Tensor:
+    return x_BCSS.mul(_factor(config)).floor_().clamp_(0, 255)
 
-    low, high = x_BCSS.flatten(2).aminmax(dim=2, keepdim=True)
-    span = (high - low).double()
+
+def _stretch(x_BCSS: Tensor, which_B: Tensor, sign_B: Tensor, config: AugmentConfig) -> Tensor:
+    """Each channel's levels spread over all; in float64, for the levels are cut to whole numbers."""
+    x = x_BCSS.double()
+    low, high = (edge.double() for edge in x_BCSS.flatten(2).aminmax(dim=2))
+    span = (high - low)[..., None, None]
     scale = torch.full_like(span, 255).div_(span.clamp(min=1))  # 255 / span would multiply by a rounded reciprocal
-    stretched = (level * scale - low.double() * scale).trunc().clamp(0, 255)
-    contrast = torch.where(span > 0, stretched, level).float()
+    stretched = (x * scale).sub_(low[..., None, None] * scale).trunc_().clamp_(0, 255)
+    return torch.where(span > 0, stretched, x).float()
 
-    counts = torch.zeros(index.numel() // x_BCSS[0, 0].numel() * 256, device=x_BCSS.device, dtype=torch.int64)
-    counts.scatter_add_(0, index.long(), torch.ones((), device=x_BCSS.device, dtype=torch.int64).expand(index.numel()))
-    equal = _equal_table(counts.view(*x_BCSS.shape[:2], 256))
 
-    number_B11 = which_B.view(-1, 1, 1)
-    table = torch.where(
-        number_B11 == _NUMBER["brightness"],
-        bright,
-        torch.where(number_B11 == _NUMBER["autocontrast"], contrast, equal),
-    )
+def _equalize(x_BCSS: Tensor, which_B: Tensor, sign_B: Tensor, config: AugmentConfig) -> Tensor:
+    """Each channel's levels as evenly filled as they can be."""
+    planes = x_BCSS.shape[0] * x_BCSS.shape[1]
+    offset = 256 * torch.arange(planes, device=x_BCSS.device)
+    index = (x_BCSS.long().view(planes, -1) + offset[:, None]).flatten()
+    counts = torch.zeros(planes * 256, device=x_BCSS.device, dtype=torch.int64)
+    counts.scatter_add_(0, index, torch.ones((), device=x_BCSS.device, dtype=torch.int64).expand(len(index)))
+    table = _equal_table(counts.view(*x_BCSS.shape[:2], 256))
     return table.flatten().index_select(0, index).view_as(x_BCSS)
 
 
@@ -105,15 +97,12 @@ def _equal_table(counts_BCL: Tensor) -> Tensor:
 def _sharpen(x_BCSS: Tensor, which_B: Tensor, sign_B: Tensor, config: AugmentConfig) -> Tensor:
     """Away from a 3 × 3 mean whose middle weighs 5 of 13; the outermost pixels stay."""
     inner = x_BCSS[..., 1:-1, 1:-1]
-    smooth = ((F.avg_pool2d(x_BCSS, 3, stride=1) * 9 + 4 * inner) / 13 + 0.5).floor()
-    sharp = (smooth + _factor(config) * (inner - smooth)).trunc().clamp(0, 255)
-    return F.pad(sharp, (1, 1, 1, 1)) + x_BCSS * _rim(x_BCSS)
-
-
-def _rim(x_BCSS: Tensor) -> Tensor:
-    """(S, S): 1 in the outermost pixels."""
-    height, width = x_BCSS.shape[-2:]
-    return F.pad(torch.zeros(height - 2, width - 2, device=x_BCSS.device), (1, 1, 1, 1), value=1.0)
+    across = (x_BCSS[..., :-2] + x_BCSS[..., 1:-1]).add_(x_BCSS[..., 2:])
+    smooth = (across[..., :-2, :] + across[..., 1:-1, :]).add_(across[..., 2:, :])
+    smooth = smooth.add_(inner, alpha=4).div_(13).add_(0.5).floor_()
+    sharp = x_BCSS.clone()
+    sharp[..., 1:-1, 1:-1] = (inner - smooth).mul_(_factor(config)).add_(smooth).trunc_().clamp_(0, 255)
+    return sharp
 
 
 def _move(x_BCSS: Tensor, which_B: Tensor, sign_B: Tensor, config: AugmentConfig) -> Tensor:
@@ -136,3 +125,13 @@ def _move(x_BCSS: Tensor, which_B: Tensor, sign_B: Tensor, config: AugmentConfig
     moved = F.grid_sample(x_BCSS, grid, mode="bilinear", padding_mode="border", align_corners=False)
     inside = ((grid >= -1) & (grid < 1)).all(-1)[:, None]
     return torch.where(inside, (moved + 0.5).floor(), float(config.fill))
+
+
+# the numbers of the operations that a function does, in the order of OPERATIONS
+_FUNCTIONS = (
+    (_NUMBER["autocontrast"], _NUMBER["autocontrast"], _stretch),
+    (_NUMBER["equalize"], _NUMBER["equalize"], _equalize),
+    (_NUMBER["brightness"], _NUMBER["brightness"], _brighten),
+    (_NUMBER["sharpness"], _NUMBER["sharpness"], _sharpen),
+    (_NUMBER["shear_x"], _NUMBER["rotate"], _move),
+)

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mc_core.images.crops import crop_resize, random_boxes
+from mc_core.images.crops import ATTEMPTS, crop_resize, random_box
 from mc_core.random import BatchRandom, sample_rng
 from mc_vision_language.augment_config import AugmentConfig
 from mc_vision_language.data.images import ImageSet, pixels_of, squashed
-
-_LARGEST = 1 << 19  # floats of a chunk that stay in a core's cache
 
 
 class ImageViews:
@@ -60,9 +58,9 @@ class ImageViews:
             return torch.from_numpy(squashed(image, self.size))
         smallest = math.ceil(self.size / math.sqrt(self.augment.scale[0]))
         image = self.images.read(row, min_side=smallest)
-        numbers = torch.from_numpy(rng.random((1, 22), dtype=np.float32))
-        box = random_boxes(numbers, image.height, image.width, self.augment.scale, self.augment.ratio)
-        return torch.from_numpy(pixels_of(image, box[0].tolist(), self.size))
+        numbers = rng.random(2 * ATTEMPTS + 2).tolist()
+        box = random_box(numbers, image.height, image.width, self.augment.scale, self.augment.ratio)
+        return torch.from_numpy(pixels_of(image, box, self.size))
 
     def batch(self, rows: np.ndarray, indices: np.ndarray, epoch: int, seed: int, stream: int = 0) -> dict[str, Tensor]:
         """``image``, (B, 3, H, W) uint8: what :meth:`sample` gives for each row.
