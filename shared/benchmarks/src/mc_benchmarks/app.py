@@ -11,6 +11,7 @@ from cyclopts import App
 from mc_benchmarks.app_code import CODE_COMMANDS
 from mc_benchmarks.app_medical import MEDICAL_COMMANDS
 from mc_benchmarks.app_remote_sensing import REMOTE_SENSING_COMMANDS
+from mc_benchmarks.app_vl import VL_COMMANDS
 from mc_core.cli import call_app
 
 app = App(
@@ -355,5 +356,5 @@ def tables(*files: Path, check: bool = False) -> None:
     run_tables(list(files), check=check)
 
 
-for _command in (*CODE_COMMANDS, *MEDICAL_COMMANDS, *REMOTE_SENSING_COMMANDS):
+for _command in (*CODE_COMMANDS, *MEDICAL_COMMANDS, *REMOTE_SENSING_COMMANDS, *VL_COMMANDS):
     app.command(_command)
