@@ -383,3 +383,21 @@ def test_nothing_is_downloaded_and_nothing_is_written(tmp_path, monkeypatch):
     open_pairs(web_dataset(tmp_path / "data"))
     open_pairs(coco(tmp_path / "coco"))
     assert not os.path.exists(tmp_path / "cache")
+
+
+def test_pictures_that_begin_alike_are_not_the_same(tmp_path):
+    """Equal size and equal first 4,096 bytes; only the last byte differs."""
+    tail = b"\0" * 8000
+    for name, last in (("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"1"), ("d.jpg", b"3")):
+        (tmp_path / name).write_bytes(picture(0) + tail + last)
+    ids = open_pairs(table_of(tmp_path, [f"{name}.jpg,a dog" for name in "abcd"])).image_ids
+    assert ids[0] == ids[2]
+    assert len(set(ids.tolist())) == 3
+    members = {
+        f"{name}.{ending}": (tmp_path / f"{name}.jpg").read_bytes() if ending == "jpg" else "a dog"
+        for name in "abcd"
+        for ending in ("jpg", "txt")
+    }
+    ids = open_pairs(write_tar(tmp_path / "t.tar", members)).image_ids
+    assert ids[0] == ids[2]
+    assert len(set(ids.tolist())) == 3

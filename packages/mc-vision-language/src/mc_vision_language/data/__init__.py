@@ -1,4 +1,5 @@
-"""Pictures with captions from tables, folders, tars, published annotation files and Hugging Face, as one type: :class:`Pairs`.
+"""Pictures with captions from tables, folders, tars, published annotation files and Hugging Face, as one type: :class:`Pairs`;
+questions, statements, entailments and phrases about pictures, each as a type of its own.
 
 Public names load on first use; importing this package loads neither torch nor Pillow.
 """
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from mc_vision_language.data.options import CaptionOptions, ColumnOptions, ReadOptions, SplitOptions
     from mc_vision_language.data.pair_data import PairData
     from mc_vision_language.data.pairs import SPLITS, Pairs, divide, scene_pairs, shuffled_captions
+    from mc_vision_language.data.phrases import Phrases, open_phrases
+    from mc_vision_language.data.questions import AnswerList, Questions, open_questions
+    from mc_vision_language.data.scene_tasks import scene_entailments, scene_phrases, scene_questions, scene_statements
+    from mc_vision_language.data.statements import Entailments, Statements, open_entailments, open_statements
     from mc_vision_language.data.stored_images import HubImages, ParquetImages, TarImages
+    from mc_vision_language.data.task_data import JudgedData, QuestionData
     from mc_vision_language.data.views import ImageViews
 
 _NAMES = {
@@ -30,6 +36,11 @@ _NAMES = {
     "opening": ["UNDERSTOOD", "open_pairs"],
     "pair_data": ["PairData"],
     "pairs": ["SPLITS", "Pairs", "divide", "scene_pairs", "shuffled_captions"],
+    "phrases": ["Phrases", "open_phrases"],
+    "questions": ["AnswerList", "Questions", "open_questions"],
+    "scene_tasks": ["scene_entailments", "scene_phrases", "scene_questions", "scene_statements"],
+    "statements": ["Entailments", "Statements", "open_entailments", "open_statements"],
+    "task_data": ["JudgedData", "QuestionData"],
     "stored_images": ["HubImages", "ParquetImages", "TarImages"],
     "views": ["ImageViews"],
 }
@@ -37,25 +48,40 @@ _NAMES = {
 __all__ = [
     "SPLITS",
     "UNDERSTOOD",
+    "AnswerList",
     "ArrayImages",
     "CaptionOptions",
     "ColumnOptions",
+    "Entailments",
     "FileImages",
     "HubImages",
     "ImageSet",
     "ImageViews",
+    "JudgedData",
     "PairData",
     "Pairs",
     "ParquetImages",
+    "Phrases",
+    "QuestionData",
+    "Questions",
     "ReadOptions",
     "SplitOptions",
+    "Statements",
     "TarImages",
     "clean_caption",
     "divide",
     "names_sides",
+    "open_entailments",
     "open_pairs",
+    "open_phrases",
+    "open_questions",
+    "open_statements",
     "read_image",
+    "scene_entailments",
     "scene_pairs",
+    "scene_phrases",
+    "scene_questions",
+    "scene_statements",
     "shuffled_captions",
     "squashed",
     "text_key",

@@ -22,6 +22,7 @@ from mc_vision_language.data.pairs import Pairs, divide
 
 _SHOWN = 20  # examples kept of each reason
 _NAMED = 5  # of them in an error
+_HEAD = 4096  # bytes of a picture that tell most apart
 _SAME = {"content": "equal files are the same picture", "name": "each file is a picture of its own"}
 
 
@@ -189,14 +190,28 @@ def _ids(images: StoredImages, given: Sequence[str] | None, sizes: np.ndarray, r
 
 
 def _first_equal(images: StoredImages, sizes: np.ndarray) -> np.ndarray:
-    """(N,) the first picture with the same bytes. Only those of equal size are read."""
+    """(N,) the first picture with the same bytes. Of those of equal size the beginnings are read, of what is left all."""
     first = np.arange(len(images))
-    _, group, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    seen: dict[tuple[int, bytes], int] = {}
-    for row in np.flatnonzero(counts[group] > 1).tolist():
-        try:
-            digest = blake2b(images.data(row), digest_size=16).digest()
-        except BadSampleError:
-            continue
-        first[row] = seen.setdefault((int(sizes[row]), digest), row)
+    alike = _groups([(int(size),) for size in sizes], first.tolist())
+    for read in (lambda row: images.head(row, _HEAD), images.data):
+        keys = [(*key, _digest(read, row)) for key, rows in alike.items() for row in rows]
+        alike = _groups(keys, [row for rows in alike.values() for row in rows])
+    for rows in alike.values():
+        first[rows] = rows[0]
     return first
+
+
+def _groups(keys: Sequence[tuple[int | bytes, ...]], rows: Sequence[int]) -> dict[tuple[int | bytes, ...], list[int]]:
+    """Rows by their key, where several have it."""
+    found: dict[tuple[int | bytes, ...], list[int]] = {}
+    for key, row in zip(keys, rows, strict=True):
+        found.setdefault(key, []).append(row)
+    return {key: some for key, some in found.items() if len(some) > 1}
+
+
+def _digest(read: Callable[[int], bytes], row: int) -> int | bytes:
+    """Of what ``read`` gives; what cannot be read equals nothing."""
+    try:
+        return blake2b(read(row), digest_size=16).digest()
+    except BadSampleError:
+        return row

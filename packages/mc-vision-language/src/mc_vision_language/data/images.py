@@ -88,6 +88,10 @@ class StoredImages(ABC):
         """The encoded bytes of one picture."""
         return self._data(int(self.rows[row]))
 
+    def head(self, row: int, size: int) -> bytes:
+        """The first ``size`` bytes of one picture."""
+        return self._data(int(self.rows[row]))[:size]
+
     def sizes(self) -> np.ndarray:
         """(N,) int64 bytes of each picture; −1 where it is missing."""
         return self._sizes()[self.rows]
@@ -152,6 +156,14 @@ class FileImages(StoredImages):
 
     def _data(self, i: int) -> bytes:
         return read_file(self._name(i))
+
+    def head(self, row: int, size: int) -> bytes:
+        """The first ``size`` bytes of one picture."""
+        try:
+            with open(self.name(row), "rb") as file:
+                return file.read(size)
+        except OSError as error:
+            raise BadSampleError(self.name(row), (error.strerror or str(error)).lower()) from error
 
     def _key(self, i: int) -> str:
         return self.keys[i]

@@ -85,6 +85,11 @@ class TarImages(StoredImages):
     def _key(self, i: int) -> str:
         return self.members[i]
 
+    def head(self, row: int, size: int) -> bytes:
+        """The first ``size`` bytes of one picture."""
+        i = int(self.rows[row])
+        return self._file(self.shards[self.shard_of[i]]).read(int(self.offsets[i]), min(size, int(self.lengths[i])))
+
     def _sizes(self) -> np.ndarray:
         return self.lengths
 
