@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mc_core.errors import DataError
+from mc_core.errors import BadSampleError, DataError
 from mc_core.modules import evaluating
 from mc_core.pool import available_processes
 from mc_core.random import sample_rng
@@ -28,7 +28,12 @@ _PAIRS = 128  # scored together
 
 
 def picture_batches(
-    images: ImageSet, size: int, *, rows: Sequence[int] | np.ndarray | None = None, batch_size: int = BATCH
+    images: ImageSet,
+    size: int,
+    *,
+    rows: Sequence[int] | np.ndarray | None = None,
+    batch_size: int = BATCH,
+    left_out: list[BadSampleError] | None = None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Whole pictures squashed to squares, batch by batch; files are decoded by threads, one batch ahead.
 
@@ -37,12 +42,13 @@ def picture_batches(
         size: S.
         rows: which; default all, in order.
         batch_size: pictures of a batch.
+        left_out: takes the errors of pictures that cannot be read, which are then left out.
 
     Yields:
         (C,) rows and (C, 3, S, S) uint8, or the stored size for pictures in memory.
 
     Raises:
-        BadSampleError: a picture that cannot be read.
+        BadSampleError: a picture that cannot be read, where ``left_out`` is not given.
     """
     chosen = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
     views = ImageViews(images, None, size)
@@ -52,16 +58,28 @@ def picture_batches(
             yield part, views.batch(part, part, 0, 0)["image"]
         return
     unused = sample_rng(0, 0, 0)
+
+    def read(row: int) -> Tensor | BadSampleError:
+        try:
+            return views.sample(row, unused)
+        except BadSampleError as error:
+            return error
+
     with ThreadPoolExecutor(available_processes()) as pool:
-        waiting = [pool.submit(views.sample, int(row), unused) for row in (parts[0] if parts else ())]
+        waiting = [pool.submit(read, row) for row in (parts[0].tolist() if parts else ())]
         for place, part in enumerate(parts):
-            coming = parts[place + 1] if place + 1 < len(parts) else ()
-            ready, waiting = waiting, [pool.submit(views.sample, int(row), unused) for row in coming]
-            try:
-                yield part, torch.stack([one.result() for one in ready])
-            except BaseException:
+            coming = parts[place + 1].tolist() if place + 1 < len(parts) else ()
+            ready, waiting = waiting, [pool.submit(read, row) for row in coming]
+            found = [one.result() for one in ready]
+            bad = [one for one in found if isinstance(one, BadSampleError)]
+            if bad and left_out is None:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                raise bad[0]
+            if left_out is not None:
+                left_out += bad
+            good = [one for one in found if isinstance(one, Tensor)]
+            if good:
+                yield part[[isinstance(one, Tensor) for one in found]], torch.stack(good)
 
 
 class Gallery:
@@ -122,6 +140,7 @@ class Captions:
         batch_size: texts encoded together, in the order of their length.
 
     Attributes:
+        texts: as given.
         features: (M, d) float32 unit rows.
         states: (M, L, h), on the model's device.
         mask: (M, L).
@@ -131,7 +150,8 @@ class Captions:
     """
 
     def __init__(self, model: VisionLanguageModel, texts: Sequence[str], *, batch_size: int = 2 * BATCH) -> None:
-        tokens = model.tokenized(list(texts))
+        self.texts = tuple(texts)
+        tokens = model.tokenized(self.texts)
         width = max(int(tokens.lengths.max(initial=0)), 1)
         self.features = np.empty((len(texts), model.config.dim), dtype=np.float32)
         self.states = torch.zeros((len(texts), width, model.backbone.text.num_features), device=model.device)
