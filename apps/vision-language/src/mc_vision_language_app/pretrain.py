@@ -1,4 +1,4 @@
-"""``mc-vision-language pretrain``: from pairs to a model of images and texts, what it finds beside the random encoder, and a report."""
+"""``mc-vision-language pretrain``: from pairs to a model of images and texts, what it finds on images held out, and a report."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import torch
 from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.errors import CheckpointError, DataError
 from mc_core.files import read_json
+from mc_core.listing import walk
 from mc_core.runs import need_run_folder
+from mc_vision_language.data import FileImages, ImageSet, Pairs, TarImages, open_pairs
 from mc_vision_language.data.options import CaptionOptions, SplitOptions
-from mc_vision_language.data.pairs import Pairs, open_pairs
 from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
 from mc_vision_language.recipe import Recipe, resolve_recipe
 from mc_vision_language.sample import SAMPLE, sample_pairs
@@ -22,6 +25,7 @@ from mc_vision_language.tokenizers import load_tokenizer
 from mc_vision_language.training import PAIRS_FILE, TOKENIZER_FOLDER, build_method, untrained_model
 from mc_vision_language_app.pair_options import PairOptions
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 COMMAND = "mc-vision-language pretrain"
 _log = logging.getLogger("mc_core")
 
@@ -110,3 +114,35 @@ def opened(source: str, options: PairOptions, captions: CaptionOptions, split: S
     for example in pairs.examples:
         _log.warning("for example %s", example)
     return pairs
+
+
+def open_images(source: str, options: PairOptions) -> tuple[ImageSet, Sequence[str]]:
+    """Images to look at, without captions, and their names: a folder, one image, a tar, or the images of a list of pairs.
+
+    Raises:
+        DataError: nothing there.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(one for one in walk(os.fspath(path)) if one.lower().endswith(ENDINGS))
+        if not found:
+            raise DataError(f"{source} holds no image ({', '.join(ENDINGS)})")
+        images: ImageSet = FileImages(found, path)
+    elif path.suffix.lower() in ENDINGS:
+        images = FileImages([os.fspath(path)])
+    elif path.suffix == ".tar":
+        images = TarImages.of(path)
+    else:
+        images = opened(source, options, CaptionOptions(), SplitOptions()).images
+    return images, [images.name(row) for row in range(len(images))]
+
+
+def need_image(path: Path) -> Path:
+    """The path of one image of the user.
+
+    Raises:
+        DataError: no such file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: {'a folder, not an image' if path.is_dir() else 'no such file'}")
+    return path

@@ -1,5 +1,5 @@
-"""What each part of ALBEF is worth on one's own pairs, at equal pairs and steps: the rows of the paper's table 1, contrast alone, and
-how hard negatives should be, with captions as they are or some of them wrong. Rows that are done are kept.
+"""What each part of ALBEF is worth on one's own pairs, at equal pairs and steps: the rows of the paper's table 1, contrast
+alone, and how hard negatives should be, with captions as they are or some of them wrong. Rows that are done are kept.
 """
 
 from __future__ import annotations

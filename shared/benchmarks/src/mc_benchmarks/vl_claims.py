@@ -1,4 +1,4 @@
-"""What each part of ALBEF is worth on handwritten digits with captions of their measured features, right and partly wrong, over seeds."""
+"""What each part of ALBEF is worth on digits with captions of their measured features, right or partly wrong, over seeds."""
 
 from __future__ import annotations
 
