@@ -26,7 +26,7 @@ TINY = {
     "momentum": 0.9,
     "queue_size": 20,
 }
-ITC_ALONE = {"itm": 0.0, "mlm": 0.0, "alpha": 0.0, "queue_size": 0, "temperature": 0.07}
+ITC_ALONE = {"itm": 0.0, "mlm": 0.0, "alpha": 0.0, "queue_size": 0, "momentum": 0.5}
 
 
 def case(name, fields, **more):

@@ -189,11 +189,11 @@ def test_dropout_acts_while_training_alone(inputs):
 
 
 def test_new_weights_are_as_berts():
-    fusion = FusionEncoder(64, 4, 256, 96, layers=2)
+    fusion = FusionEncoder(768, 4, 64, 96, layers=2)
     assert fusion.layers[0].cross_attention.key.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert all((p == 0).all() for name, p in fusion.named_parameters() if name.endswith("bias"))
-    x = torch.randn(2, 64)
-    torch.testing.assert_close(fusion.layers[1].norm(x), layer_norm(x, (64,), eps=1e-12))
+    x = torch.randn(2, 768)
+    torch.testing.assert_close(fusion.layers[1].norm(x), layer_norm(x, (768,), eps=1e-12))
 
 
 class TestBadInput:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from mc_core.errors import ConfigError
 from mc_vision_language.encoders import ImageEncoder, TextEncoder
 from mc_vision_language.encoders_config import VisionLanguageConfig
-from mc_vision_language.fusion import FusionEncoder, ImageKeys
+from mc_vision_language.fusion import FusionEncoder, ImageKeys, weight_std
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class WordHead(nn.Module):
         self.dense = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden, eps=eps)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
-        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.normal_(self.dense.weight, std=weight_std(hidden))
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mc_core.errors import ConfigError, DataError
 from mc_core.hub import reaching, transformer_folder
 from mc_vision_language.encoders_config import ImageEncoderConfig, TextEncoderConfig
+from mc_vision_language.fusion import weight_std
 
 _DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -116,11 +117,8 @@ class _ConvolutionStem(nn.Module):
         layers: list[nn.Module] = []
         before = 3
         for width in widths:
-            layers += [
-                nn.Conv2d(before, width, 3, stride=2, padding=1),
-                nn.GroupNorm(max(1, width // 16), width),
-                nn.GELU(),
-            ]
+            norm = nn.GroupNorm(max(1, width // 16), width)
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), norm, nn.GELU()]
             before = width
         self.layers = nn.Sequential(*layers, nn.Conv2d(before, config.width, 1))
         side = config.image_size // config.patch_size
@@ -144,6 +142,9 @@ def _small_transformer(config: ImageEncoderConfig) -> Any:
         global_pool="",
         drop_path_rate=config.drop_path,
     )
+    for part in model.blocks.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=weight_std(config.width))
     if config.stem == "convolution":
         model.patch_embed = _ConvolutionStem(config)  # type: ignore[assignment]
     return model
@@ -279,6 +280,7 @@ def _transformer(config: TextEncoderConfig, load_pretrained: bool) -> tuple[Any,
             intermediate_size=4 * config.hidden_size,
             max_position_embeddings=config.positions,
             pad_token_id=config.pad_id,
+            initializer_range=weight_std(config.hidden_size),
         )
         return AutoModel.from_config(_with_dropout(own, config.dropout), add_pooling_layer=False), None, own.to_dict()
     if config.architecture is not None and not load_pretrained:
