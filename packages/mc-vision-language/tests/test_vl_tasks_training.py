@@ -29,13 +29,22 @@ from mc_vision_language.tasks import (
 from mc_vision_language.tasks.config import EntailmentConfig, VQAConfig
 from mc_vision_language.tasks.measure import label_baselines, predict_answers, question_baselines
 from mc_vision_language.tasks.recipe import with_encoders
+from mc_vision_language.tasks.sample import sample_task_rows
 from mc_vision_language.tasks.starting import resized_places
+from mc_vision_language.tasks.training import ROWS as ROWS_OF
 from mc_vision_language.tasks.vocabulary import with_words
 from mc_vision_language.tokenizers import train_tokenizer
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("_tiny_tasks.py"))))
-ROWS = {"vqa": scene_questions, "nlvr2": scene_statements, "entailment": scene_entailments, "grounding": scene_phrases}
+ROWS = {
+    "retrieval": scene_pairs,
+    "vqa": scene_questions,
+    "nlvr2": scene_statements,
+    "entailment": scene_entailments,
+    "grounding": scene_phrases,
+}
 RECIPES = {
+    "retrieval": "albef-retrieval-laptop",
     "vqa": "albef-vqa-laptop",
     "nlvr2": "albef-nlvr2-laptop",
     "entailment": "albef-ve-laptop",
@@ -62,7 +71,7 @@ def recipe(name, **fit):
         "fit": {"steps": 4, "batch_size": 8, "log_every": 1, "stop_on_collapse": False, **fit},
         "augment": {"size": 32},
     }
-    return resolve_task_recipe(name, {**changes, "method": {"image": {"image_size": 32}}})
+    return resolve_task_recipe(name, changes)
 
 
 def same_weights(a, b):
@@ -81,7 +90,10 @@ def test_a_task_is_trained_measured_and_taken_up_again(task, scenes, model, tmp_
     same_weights(loaded, result.model)
     again = measure_task(loaded, rows.part("test"), rows.part("train"), draws=0)
     assert again.value == result.scores.value
-    assert again.baselines == result.scores.baselines
+    told = dict(result.scores.baselines)
+    before = told.pop("before_finetuning", None)
+    assert again.baselines == told
+    assert (before is not None) == (task in ("retrieval", "grounding"))
     assert task_of(tmp_path / "run") == task
     resumed = finetune_task(task, model, rows, recipe(RECIPES[task]), tmp_path / "run", draws=0)
     assert resumed.run.resumed_from == 4
@@ -236,6 +248,25 @@ def test_positions_and_biases_do_not_decay(model):
     assert len(method.parameter_groups(0.02)) == 1
 
 
+def test_pictures_of_a_size_that_the_encoder_cannot_take(scenes, model, tmp_path):
+    settings = resolve_task_recipe("albef-ve-laptop", {"augment": {"size": 30}})
+    with pytest.raises(ConfigError, match=r"augment\.size 30: image_size 30 does not divide into patches of 8"):
+        finetune_task("entailment", model, scene_entailments(scenes), settings, tmp_path / "run")
+
+
+def test_the_embedded_sample_of_each_task():
+    counts = {"train": 6, "validation": 4, "test": 4}
+    for task, kind in ROWS_OF.items():
+        rows = sample_task_rows(task, counts=counts)
+        assert type(rows) is kind
+        for part in counts:
+            assert len(rows.part(part)) > 0
+    assert len(sample_task_rows("nlvr2", counts={"train": 6})) == 6  # two sentences about each two scenes
+    assert (sample_task_rows("grounding", counts=counts).part("train").image_of == np.repeat(np.arange(6), 2)).all()
+    with pytest.raises(ConfigError, match="no task 'vgq': did you mean vqa"):
+        sample_task_rows("vgq")
+
+
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         load_task_model(tmp_path)
@@ -256,5 +287,5 @@ def test_phrases_without_boxes_can_be_trained_on(scenes, model, tmp_path):
     blind.boxes[blind.splits == "train"] = np.nan
     result = finetune_task("grounding", model, blind, recipe("albef-grounding-laptop"), tmp_path, draws=0)
     assert isinstance(result.model, VisionLanguageModel)
-    assert set(result.scores.baselines) == {"whole_image", "centre_box", "random_proposal"}
+    assert set(result.scores.baselines) == {"whole_image", "centre_box", "random_proposal", "before_finetuning"}
     assert len(digit_scenes(1, size=32)) == 1

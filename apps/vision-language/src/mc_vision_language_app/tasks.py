@@ -24,7 +24,8 @@ from mc_vision_language.data.statements import open_entailments, open_statements
 from mc_vision_language.sample import SAMPLE, sample_pairs
 from mc_vision_language.tasks.measure import TaskScores
 from mc_vision_language.tasks.recipe import resolve_task_recipe, task_of
-from mc_vision_language.tasks.training import finetune_task, load_task_model, measure_task, sample_task_rows
+from mc_vision_language.tasks.sample import sample_task_rows
+from mc_vision_language.tasks.training import finetune_task, load_task_model, measure_task
 from mc_vision_language_app.answer import lines_of
 from mc_vision_language_app.pretrain import changes_of, cleared
 from mc_vision_language_app.runs import open_run, source_name

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from mc_core import samples
+from mc_core.random import derive_seed
 from mc_core.samples import DigitScenes
 from mc_vision_language.data.images import ArrayImages
 from mc_vision_language.data.pairs import array_ids
 from mc_vision_language.data.phrases import Phrases
 from mc_vision_language.data.questions import Questions
 from mc_vision_language.data.statements import Entailments, Statements
+
+_AGAIN = 0xA6A
 
 
 def scene_questions(scenes: Mapping[str, DigitScenes], *, per_scene: int = 4, seed: int = 0) -> Questions:
@@ -38,32 +42,47 @@ def scene_questions(scenes: Mapping[str, DigitScenes], *, per_scene: int = 4, se
     )
 
 
-def scene_statements(scenes: Mapping[str, DigitScenes], *, seed: int = 0) -> Statements:
-    """Sentences about two scenes each, by split; see :func:`mc_core.samples.statement_pairs`."""
-    found = {part: samples.statement_pairs(one, seed=seed) for part, one in scenes.items()}
-    labels = np.concatenate([one.label.numpy() for one in found.values()])
-    return Statements(
-        *_pictures(scenes),
-        _joined(scenes, {part: np.stack([one.first, one.second], 1) for part, one in found.items()}),
-        *_rest(found),
-        tuple(text for one in found.values() for text in one.text),
-        labels,
-        _names(len(labels)),
-    )
+def scene_statements(scenes: Mapping[str, DigitScenes], *, per_pair: int = 1, seed: int = 0) -> Statements:
+    """Sentences about two scenes each, by split; see :func:`mc_core.samples.statement_pairs`.
+
+    Args:
+        scenes: by split.
+        per_pair: sentences about each two scenes, each drawn anew.
+        seed: another seed, other sentences.
+    """
+    found = {
+        part: [samples.statement_pairs(one, seed=s) for s in _seeds(seed, per_pair)] for part, one in scenes.items()
+    }
+    pairs = {
+        part: np.concatenate([np.stack([o.first, o.second], 1) for o in several]) for part, several in found.items()
+    }
+    return Statements(*_judged(scenes, found, pairs))
 
 
-def scene_entailments(scenes: Mapping[str, DigitScenes], *, seed: int = 0) -> Entailments:
-    """Sentences about a scene each, by split; see :func:`mc_core.samples.entailments`."""
-    found = {part: samples.entailments(one, seed=seed) for part, one in scenes.items()}
-    labels = np.concatenate([one.label.numpy() for one in found.values()])
-    return Entailments(
-        *_pictures(scenes),
-        _joined(scenes, {part: one.scene.numpy() for part, one in found.items()}),
-        *_rest(found),
-        tuple(text for one in found.values() for text in one.text),
-        labels,
-        _names(len(labels)),
-    )
+def scene_entailments(scenes: Mapping[str, DigitScenes], *, per_scene: int = 1, seed: int = 0) -> Entailments:
+    """Sentences about a scene each, by split; see :func:`mc_core.samples.entailments`.
+
+    Args:
+        scenes: by split.
+        per_scene: sentences about each scene, each drawn anew.
+        seed: another seed, other sentences.
+    """
+    found = {part: [samples.entailments(one, seed=s) for s in _seeds(seed, per_scene)] for part, one in scenes.items()}
+    rows = {part: np.concatenate([o.scene.numpy() for o in several]) for part, several in found.items()}
+    return Entailments(*_judged(scenes, found, rows))
+
+
+def _judged(
+    scenes: Mapping[str, DigitScenes], found: Mapping[str, list[Any]], rows: Mapping[str, np.ndarray]
+) -> tuple[Any, ...]:
+    several = [one for part in found.values() for one in part]
+    labels = np.concatenate([one.label.numpy() for one in several])
+    texts = tuple(text for one in several for text in one.text)
+    return (*_pictures(scenes), _joined(scenes, rows), *_rest(rows), texts, labels, _names(len(labels)))
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    return [seed, *(derive_seed(seed, place, _AGAIN) for place in range(1, count))]
 
 
 def scene_phrases(scenes: Mapping[str, DigitScenes], *, seed: int = 0) -> Phrases:
@@ -95,8 +114,8 @@ def _joined(scenes: Mapping[str, DigitScenes], rows: Mapping[str, np.ndarray]) -
     return np.concatenate([rows[part] + start for part, start in zip(scenes, starts, strict=False)]).astype(np.int64)
 
 
-def _rest(found: Mapping[str, object]) -> tuple[np.ndarray, Counter[str], dict[str, str]]:
-    splits = np.array([part for part, one in found.items() for _ in range(len(one))])  # type: ignore[arg-type]
+def _rest(found: Mapping[str, Any]) -> tuple[np.ndarray, Counter[str], dict[str, str]]:
+    splits = np.array([part for part, one in found.items() for _ in range(len(one))])
     return splits, Counter(), {}
 
 

@@ -1,4 +1,4 @@
-"""What a pretrained model is trained further for: questions, statements, entailment, grounding.
+"""What a pretrained model is trained further for: retrieval, questions, statements, entailment, grounding.
 
 ``finetune_task(task, model, rows, recipe, run_dir)`` trains and measures any of them. Public names load on first use; importing
 this package loads no torch.
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mc_vision_language.tasks.grounding import Located, ground, heat_map, measure_grounding
     from mc_vision_language.tasks.measure import TaskScores, measure_judged, measure_vqa
     from mc_vision_language.tasks.nlvr2 import AssignmentModel, StatementModel
-    from mc_vision_language.tasks.recipe import resolve_task_recipe, task_of
+    from mc_vision_language.tasks.recipe import TaskRecipe, resolve_task_recipe, task_of
+    from mc_vision_language.tasks.sample import sample_task_rows
     from mc_vision_language.tasks.training import TaskResult, finetune_task, load_task_model, measure_task
     from mc_vision_language.tasks.vqa import VQAModel
 
@@ -26,17 +27,19 @@ TASKS = MethodTable(
         "assignment": (f"{_PACKAGE}.tasks.config:AssignmentConfig", f"{_PACKAGE}.tasks.nlvr2:TextAssignment"),
         "nlvr2": (f"{_PACKAGE}.tasks.config:TwoImageConfig", f"{_PACKAGE}.tasks.nlvr2:NLVR2"),
         "entailment": (f"{_PACKAGE}.tasks.config:EntailmentConfig", f"{_PACKAGE}.tasks.entailment:Entailment"),
+        "retrieval": (f"{_PACKAGE}.methods.albef.config:ALBEFConfig", f"{_PACKAGE}.methods.albef.model:ALBEF"),
         "grounding": (f"{_PACKAGE}.methods.albef.config:ALBEFConfig", f"{_PACKAGE}.methods.albef.model:ALBEF"),
     }
 )
-"""Every task by name. ``assignment`` is the stage before ``nlvr2``; grounding is learnt by the objectives of pretraining alone."""
+"""Every task by name. ``assignment`` is the stage before ``nlvr2``; retrieval and grounding are learnt by contrast and matching."""
 
 _NAMES = {
     "entailment": ["EntailmentModel"],
     "grounding": ["Located", "ground", "heat_map", "measure_grounding"],
     "measure": ["TaskScores", "measure_judged", "measure_vqa"],
     "nlvr2": ["AssignmentModel", "StatementModel"],
-    "recipe": ["resolve_task_recipe", "task_of"],
+    "recipe": ["TaskRecipe", "resolve_task_recipe", "task_of"],
+    "sample": ["sample_task_rows"],
     "training": ["TaskResult", "finetune_task", "load_task_model", "measure_task"],
     "vqa": ["VQAModel"],
 }
@@ -47,6 +50,7 @@ __all__ = [
     "EntailmentModel",
     "Located",
     "StatementModel",
+    "TaskRecipe",
     "TaskResult",
     "TaskScores",
     "VQAModel",
@@ -59,6 +63,7 @@ __all__ = [
     "measure_task",
     "measure_vqa",
     "resolve_task_recipe",
+    "sample_task_rows",
     "task_of",
 ]
 

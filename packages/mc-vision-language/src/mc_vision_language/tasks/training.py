@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from mc_core.data import Dataset, StepPlan
@@ -30,6 +31,7 @@ from mc_vision_language.data.statements import Entailments, Judged, Statements
 from mc_vision_language.data.task_data import JudgedData, QuestionData
 from mc_vision_language.data.task_rows import TaskRows
 from mc_vision_language.encoders_config import VisionLanguageConfig
+from mc_vision_language.evaluation.retrieval import CANDIDATES, retrieval
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.model_base import PictureTextModel
 from mc_vision_language.recipe import Recipe
@@ -44,8 +46,9 @@ from mc_vision_language.tasks.starting import load_backbone
 from mc_vision_language.tasks.vocabulary import Grown, with_words
 from mc_vision_language.tasks.vqa import VQAModel
 
-Task = Literal["vqa", "nlvr2", "entailment", "grounding"]
-ROWS: dict[str, type[TaskRows]] = {
+Task = Literal["retrieval", "vqa", "nlvr2", "entailment", "grounding"]
+ROWS: dict[str, type[Any]] = {
+    "retrieval": Pairs,
     "vqa": Questions,
     "nlvr2": Statements,
     "entailment": Entailments,
@@ -58,7 +61,9 @@ MODELS: dict[str, type[Any]] = {
     "assignment": AssignmentModel,
 }
 ASSIGNMENT_FOLDER, SCRATCH_FOLDER = "assignment", "without-pretraining"
-SCRATCH = "without_pretraining"
+SCRATCH, BEFORE = "without_pretraining", "before_finetuning"
+_BY_PRETRAINING = ("retrieval", "grounding")  # the pretrained model does these already
+_LEAST = 10  # candidates of a query that are ranked again; of few pictures a quarter
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class TaskResult:
 def finetune_task(
     task: Task,
     model: VisionLanguageModel,
-    rows: TaskRows,
+    rows: TaskRows | Pairs,
     recipe: Recipe[Any],
     run_dir: Path | str,
     *,
@@ -98,9 +103,9 @@ def finetune_task(
     """Train a task on the training split and measure it on another. The same call made again goes on where the run was.
 
     Args:
-        task: vqa, nlvr2, entailment or grounding.
+        task: retrieval, vqa, nlvr2, entailment or grounding.
         model: pretrained; it is not changed.
-        rows: questions, statements, entailments or phrases with splits.
+        rows: pairs, questions, statements, entailments or phrases, with splits.
         recipe: see :func:`mc_vision_language.tasks.recipe.resolve_task_recipe`.
         run_dir: the run folder.
         answers: of vqa: the list to choose from; default: the most frequent training answers.
@@ -130,6 +135,9 @@ def finetune_task(
     run = _train(task, start, train, recipe, run_dir, answers, resume)
     trained = _trained(run)
     scores = measure_task(trained, held_out, train, draws=draws)
+    if task in _BY_PRETRAINING:
+        before = measure_task(model, held_out, train, draws=0).value
+        scores = replace(scores, baselines={**scores.baselines, BEFORE: before})
     if scratch:
         untrained = _untrained(model, recipe.fit.seed)
         patient = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"stop_on_collapse": False})})
@@ -140,12 +148,18 @@ def finetune_task(
 
 
 def measure_task(
-    model: PictureTextModel, rows: TaskRows, train: TaskRows | None = None, *, draws: int = DRAWS, batch_size: int = 64
+    model: PictureTextModel,
+    rows: TaskRows | Pairs,
+    train: TaskRows | Pairs | None = None,
+    *,
+    draws: int = DRAWS,
+    batch_size: int = 64,
 ) -> TaskScores:
     """The figure of a task model on rows of its task, with baselines where training rows are given.
 
     Args:
-        model: of any task; for phrases a :class:`~mc_vision_language.model.VisionLanguageModel`, pretrained or trained further.
+        model: of any task; for pairs and phrases a :class:`~mc_vision_language.model.VisionLanguageModel`, pretrained or trained
+            further.
         rows: to measure on.
         train: rows that were trained on, for baselines that count.
         draws: resamples of the interval; 0: none.
@@ -164,6 +178,8 @@ def measure_task(
         assert isinstance(rows, Judged)
         assert train is None or isinstance(train, Judged)
         return measure_judged(model, rows, train, draws=draws, batch_size=batch_size)  # type: ignore[arg-type]
+    if isinstance(model, VisionLanguageModel) and isinstance(rows, Pairs):
+        return _retrieval_scores(model, rows, draws)
     if isinstance(model, VisionLanguageModel) and isinstance(rows, Phrases):
         return _grounding_scores(model, rows, train, draws, batch_size)
     raise ConfigError(f"a {type(model).__name__} cannot be measured on {type(rows).__name__.lower()}")
@@ -188,14 +204,14 @@ def load_task_model(place: Path | str, *, device: str | torch.device = "cpu") ->
     return model
 
 
-def task_texts(rows: TaskRows) -> list[str]:
+def task_texts(rows: TaskRows | Pairs) -> list[str]:
     """All texts of a task's rows, answers included."""
-    texts: Sequence[str] = getattr(rows, "texts", ())
+    texts: Sequence[str] = rows.captions if isinstance(rows, Pairs) else getattr(rows, "texts", ())
     answers = [answer for given in getattr(rows, "answers", ()) for answer in given]
     return [clean_caption(text) for text in (*texts, *answers)]
 
 
-def _check(task: str, rows: TaskRows, recipe: Recipe[Any]) -> None:
+def _check(task: str, rows: Any, recipe: Recipe[Any]) -> None:
     if task not in ROWS:
         raise ConfigError(f"no task '{task}': did you mean {closest(task, ROWS)}?")
     if not isinstance(rows, ROWS[task]):
@@ -204,7 +220,7 @@ def _check(task: str, rows: TaskRows, recipe: Recipe[Any]) -> None:
         raise ConfigError(f"the recipe is of {recipe.system}, not of {task}: take albef-{task}, or its own file")
 
 
-def _grown(model: VisionLanguageModel, train: TaskRows) -> Grown | None:
+def _grown(model: VisionLanguageModel, train: TaskRows | Pairs) -> Grown | None:
     """More words, for a tokenizer that was made from captions."""
     if model.tokenizer is None:
         raise ConfigError("this model has no tokenizer: load it from its run")
@@ -249,7 +265,7 @@ def _train(
     config = with_encoders(recipe.method, start.config, recipe.augment.size)
     torch.manual_seed(recipe.fit.seed)
     made: Any
-    if task == "grounding":
+    if task in _BY_PRETRAINING:
         encoders = VisionLanguageConfig(**{name: getattr(config, name) for name in VisionLanguageConfig.model_fields})
         made = VisionLanguageModel(encoders, start.tokenizer, load_pretrained=False)
         _copy_weights(made, start)
@@ -276,7 +292,7 @@ def _data(task: str, model: Any, train: Any, recipe: Recipe[Any]) -> Dataset:
         answers = AnswerList(model.answers)
         return QuestionData(train, answers, model.tokenizer, captions=config.captions, **lengths, **looks)
     looks["max_length"] = config.text.max_length
-    if task in ("assignment", "grounding"):
+    if task in ("assignment", *_BY_PRETRAINING):
         pairs = train.pairs(config.captions) if task == "grounding" else train
         return PairData(pairs, model.tokenizer, unit=recipe.unit, **looks)
     return JudgedData(train, model.tokenizer, captions=config.captions, **looks)
@@ -295,8 +311,21 @@ def _trained(run: RunResult) -> PictureTextModel:
     return model.eval()
 
 
+def _retrieval_scores(model: VisionLanguageModel, pairs: Pairs, draws: int) -> TaskScores:
+    """The mean of six recalls after the best candidates of each query were ranked again."""
+    found = retrieval(model, pairs, k=min(CANDIDATES, max(_LEAST, len(pairs) // 4)), draws=draws)
+    best = found.best
+    ways = {"image_to_text": best.image_to_text, "text_to_image": best.text_to_image}
+    details = {f"{way}_at_{rank}": one.value for way, recalls in ways.items() for rank, one in recalls.items()}
+    baselines = {"contrast_alone": found.contrast.mean.value, "chance": float(np.mean(found.chance))}
+    mean = best.mean
+    return TaskScores(
+        "retrieval_mean_recall", mean.value, mean.low, mean.high, baselines, {**details, "ranked_again": found.k}
+    )
+
+
 def _grounding_scores(
-    model: VisionLanguageModel, rows: Phrases, train: TaskRows | None, draws: int, batch_size: int
+    model: VisionLanguageModel, rows: Phrases, train: TaskRows | Pairs | None, draws: int, batch_size: int
 ) -> TaskScores:
     usual = None
     if isinstance(train, Phrases):
