@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from mc_benchmarks.vl_sizes import Size
+
+Device = Literal["cpu", "cuda"]
 
 
 def vl_claims(
@@ -23,4 +27,26 @@ def vl_claims(
     run_vl_claims(seeds=seeds, keep=keep, steps=steps, only_seed=only_seed)
 
 
-VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims,)
+def vl_search(
+    *,
+    pictures: int = 10_000,
+    rerank: int = 32,
+    repeats: int = 7,
+    size: tuple[Size, ...] = ("laptop", "vit-small", "vit-base"),
+    device: Device = "cpu",
+) -> None:
+    """Time of an answer from an index of many pictures: by cosine, and with the best ranked again.
+
+    Args:
+        pictures: In the index.
+        rerank: How many are ranked again.
+        repeats: Rounds.
+        size: Of the model; repeat for several.
+        device: Where the model is.
+    """
+    from mc_benchmarks.vl_search import run_vl_search
+
+    run_vl_search(pictures=pictures, rerank=rerank, repeats=repeats, sizes=size, device=device)
+
+
+VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims, vl_search)

@@ -1,0 +1,26 @@
+"""Sizes of models of images and words that benchmarks compare. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Size = Literal["laptop", "vit-small", "vit-base"]
+
+SIZES: dict[str, dict[str, Any]] = {
+    "laptop": {
+        "image": {"image_size": 64, "patch_size": 8, "width": 128, "depth": 2, "heads": 4, "stem": "convolution"},
+        "text": {"text_layers": 1, "fusion_layers": 2, "hidden_size": 128, "heads": 4, "dropout": 0.0},
+        "dim": 64,
+    },
+    "vit-small": {
+        "image": {"name": "deit_small_patch16_224", "image_size": 224},
+        "text": {"text_layers": 6, "fusion_layers": 6, "hidden_size": 384, "heads": 6},
+        "dim": 256,
+    },
+    "vit-base": {
+        "image": {"name": "deit_base_patch16_224", "image_size": 256},
+        "text": {"text_layers": 6, "fusion_layers": 6, "hidden_size": 768, "heads": 12, "vocabulary": 30522},
+        "dim": 256,
+    },
+}
+"""The recipe albef-laptop; DeiT-S with text and fusion layers of its width; the paper's."""
