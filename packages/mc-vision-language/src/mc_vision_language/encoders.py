@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from mc_core.errors import ConfigError, DataError
+from mc_core.errors import ConfigError, DataError, closest
 from mc_core.hub import reaching, transformer_folder
 from mc_vision_language.encoders_config import ImageEncoderConfig, TextEncoderConfig
 from mc_vision_language.fusion import weight_std
@@ -163,11 +163,15 @@ def _timm_model(config: ImageEncoderConfig, load_pretrained: bool) -> Any:
             )
         given["pretrained_cfg_overlay"] = {"file": weights}
     if not timm.is_model(config.name):
-        close = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:3]) or "vit_small_patch16_224"
-        raise ConfigError(f"timm has no model '{config.name}'; did you mean {close}?")
+        raise ConfigError(
+            f"timm has no model '{config.name}'; did you mean {closest(config.name, timm.list_models())}?"
+        )
     try:
-        model = timm.create_model(config.name, pretrained=bool(weights), global_pool="", **given)
-    except (TypeError, AssertionError) as error:  # a family without image size or without token pooling
+        try:  # a model that would average its patches keeps its last norm; those with a distillation token refuse to be told
+            model = timm.create_model(config.name, pretrained=bool(weights), global_pool="", **given)
+        except AssertionError:
+            model = timm.create_model(config.name, pretrained=bool(weights), **given)
+    except TypeError as error:  # a family that is told no size of images
         raise ConfigError(_no_tokens(config.name)) from error
     except (OSError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -176,7 +180,7 @@ def _timm_model(config: ImageEncoderConfig, load_pretrained: bool) -> Any:
             "false to start from random ones"
         ) from error
     blocks = getattr(model, "blocks", None)
-    if not getattr(model, "num_prefix_tokens", 0) or not blocks or not hasattr(blocks[0], "attn"):
+    if getattr(model, "cls_token", None) is None or not blocks or not hasattr(blocks[0], "attn"):
         raise ConfigError(_no_tokens(config.name))
     return model
 
