@@ -9,6 +9,8 @@ from typing import Any, Literal
 from mc_benchmarks.vl_sizes import Size
 
 Device = Literal["cpu", "cuda"]
+Task = Literal["retrieval", "vqa", "nlvr2", "entailment", "grounding"]
+TASKS: tuple[Task, ...] = ("retrieval", "vqa", "nlvr2", "entailment", "grounding")
 
 
 def vl_claims(
@@ -49,4 +51,56 @@ def vl_search(
     run_vl_search(pictures=pictures, rerank=rerank, repeats=repeats, sizes=size, device=device)
 
 
-VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims, vl_search)
+def vl_real(
+    *,
+    data: Path | None = None,
+    seeds: int = 5,
+    steps: int = 600,
+    task_steps: int = 500,
+    size: Size = "laptop",
+    device: Device = "cpu",
+    keep: Path = Path("runs/benchmarks"),
+    only_seed: int | None = None,
+) -> None:
+    """ALBEF from scratch on real pictures with captions: retrieval, boxes, questions and statements, beside contrast alone.
+
+    Args:
+        data: Folder of the sets. Default: vision-language in the folder MC_DATA.
+        seeds: Splits by picture, and initial weights.
+        steps: Optimizer steps of pretraining.
+        task_steps: Optimizer steps of each task.
+        size: Of the model.
+        device: Where.
+        keep: Where runs and finished splits are kept.
+        only_seed: Compute this split and report nothing, for several processes.
+    """
+    import os
+
+    from mc_benchmarks.vl_real import run_vl_real
+
+    run_vl_real(
+        data=data or Path(os.environ.get("MC_DATA", ".")) / "vision-language",
+        seeds=seeds,
+        steps=steps,
+        task_steps=task_steps,
+        size=size,
+        device=device,
+        keep=keep,
+        only_seed=only_seed,
+    )
+
+
+def vl_tasks(*, seeds: int = 3, keep: Path = Path("runs/benchmarks"), task: tuple[Task, ...] = TASKS) -> None:
+    """What pretraining and a teacher are worth to each task, on the embedded scenes.
+
+    Args:
+        seeds: Weights and order of their own.
+        keep: Where finished rows are kept.
+        task: Which; repeat for several.
+    """
+    from mc_benchmarks.vl_tasks import run_vl_tasks
+
+    run_vl_tasks(seeds=seeds, keep=keep, tasks=task)
+
+
+VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims, vl_tasks, vl_search, vl_real)

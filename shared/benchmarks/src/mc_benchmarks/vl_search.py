@@ -63,7 +63,7 @@ def run_vl_search(*, pictures: int, rerank: int, repeats: int, sizes: Sequence[s
             "rerank": rerank,
             "repeats": repeats,
             "sizes": {size: SIZES[size] for size in sizes},
-            "queries": _QUERIES,
+            "queries": list(_QUERIES),
         },
         environment=environment(place),
         columns=COLUMNS,
@@ -81,7 +81,7 @@ def run_vl_search(*, pictures: int, rerank: int, repeats: int, sizes: Sequence[s
 
 def _measure(
     size: str, folder: Path, pictures: int, rerank: int, repeats: int, device: torch.device
-) -> dict[str, float | str]:
+) -> dict[str, float]:
     torch.manual_seed(0)
     scenes = sample_scenes("test", count=_ENCODED)
     tokenizer = train_tokenizer([*scenes.captions, *_QUERIES], 2000)
