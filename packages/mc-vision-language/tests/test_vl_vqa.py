@@ -138,6 +138,15 @@ def test_free_answers_stop():
     assert model.generate(pixels(3), QUESTIONS) == ["", "", ""]
 
 
+@torch.no_grad()
+def test_another_list_of_answers_may_be_given_at_any_time():
+    model = made()
+    first = model.answer(pixels(2), QUESTIONS[:2], top=7)
+    assert model.answer(pixels(2), QUESTIONS[:2], answers=["red"]) == [["red"], ["red"]]
+    assert model.answer(pixels(2), QUESTIONS[:2], answers=["blue", "no"], top=5)[0] in (["blue", "no"], ["no", "blue"])
+    assert model.answer(pixels(2), QUESTIONS[:2], top=7) == first
+
+
 def test_the_decoder_starts_from_the_fusion_layers_and_the_head_for_words():
     start = pretrained()
     model = VQAModel(VQAConfig(**encoders(), decoder_layers=1), tokenizer())

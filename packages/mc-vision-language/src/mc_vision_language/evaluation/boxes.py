@@ -17,7 +17,7 @@ from mc_core.errors import DataError
 
 EXPONENT = 0.5  # of the area that a proposal's sum is divided by
 THRESHOLD = 0.5  # of the highest value, below which a map counts as nothing where there are no proposals
-_MOST_CELLS = 32
+_MOST_CELLS = 24
 
 
 def as_boxes(boxes: Any) -> np.ndarray:
@@ -85,7 +85,7 @@ def best_box(heat: np.ndarray, boxes: Any, *, exponent: float = EXPONENT) -> int
 def box_of_map(heat: np.ndarray, *, threshold: float = THRESHOLD, exponent: float = EXPONENT) -> np.ndarray:
     """(4,) box where there are no proposals; ours, not the paper's.
 
-    Values below ``threshold`` of the highest count as nothing; of all rectangles of the map's cells (at most 32 a side: finer maps
+    Values below ``threshold`` of the highest count as nothing; of all rectangles of the map's cells (at most 24 a side: finer maps
     are averaged) the one with the best score is taken. A rectangle of constant heat is found exactly.
 
     Args:

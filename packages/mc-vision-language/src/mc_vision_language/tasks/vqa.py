@@ -65,6 +65,7 @@ class VQAModel(TaskModel):
     ) -> None:
         super().__init__(config, tokenizer)
         self.answers = tuple(answers)
+        self._listed: tuple[tuple[tuple[str, ...], torch.device, int], AnswerTokens] | None = None
 
     def build(self, config: VQAConfig) -> VQANet:
         """Question encoder and decoder with random weights."""
@@ -75,11 +76,14 @@ class VQAModel(TaskModel):
         self.net.start_from(model.backbone, pieces)
 
     def answer_tokens(self, answers: Sequence[str]) -> AnswerTokens:
-        """Ids of answers on the model's device, [SEP] at the end of each."""
+        """Ids of answers on the model's device, [SEP] at the end of each; those of the last list are kept."""
         if self.tokenizer is None:
             raise ConfigError("this model has no tokenizer: load it from its run")
-        ids, mask = encode_texts(self.tokenizer, list(answers), self.config.answer_length, add_sep=True)
-        return AnswerTokens(ids.to(self.device), mask.to(self.device))
+        key = (tuple(answers), self.device, id(self.tokenizer))
+        if self._listed is None or self._listed[0] != key:
+            ids, mask = encode_texts(self.tokenizer, list(answers), self.config.answer_length, add_sep=True)
+            self._listed = (key, AnswerTokens(ids.to(self.device), mask.to(self.device)))
+        return self._listed[1]
 
     def question_keys(self, images: Any, questions: Sequence[str]) -> Any:
         """What the decoder looks at, of B questions."""
