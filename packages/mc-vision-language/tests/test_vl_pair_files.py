@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow as pa
@@ -401,3 +404,42 @@ def test_pictures_that_begin_alike_are_not_the_same(tmp_path):
     ids = open_pairs(write_tar(tmp_path / "t.tar", members)).image_ids
     assert ids[0] == ids[2]
     assert len(set(ids.tolist())) == 3
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """Of a server of ``tmp_path / "data"``."""
+    monkeypatch.setenv("no_proxy", "*")
+    (tmp_path / "data").mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "data")))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_shards_and_tables_behind_an_address(tmp_path, address):
+    web_dataset(tmp_path / "data")
+    read = ReadOptions(cache=tmp_path / "cache")
+    pairs = open_pairs(f"{address}/{{00000..00001}}.tar", read=read)
+    assert words(pairs) == [(CLEAN[i],) for i in range(6)]
+    assert all(same_pixels(pairs, row, row) for row in range(6))
+    assert len(list((tmp_path / "cache" / "remote").glob("*.tar"))) == 2
+    names = pictures(tmp_path / "photos", 4)
+    table_of(tmp_path / "data", [f"{name},a dog" for name in names])
+    assert len(open_pairs(f"{address}/t.csv", images=tmp_path / "photos", read=read)) == 4
+    with pytest.raises(DataError, match="HTTP 404 .*; check the address"):
+        open_pairs(f"{address}/00002.tar", read=read)
+
+
+def test_a_folder_of_pictures_for_data_that_hold_theirs_is_refused(tmp_path):
+    pattern = web_dataset(tmp_path / "shards")
+    with pytest.raises(ConfigError, match=r"--images .*: the pictures are in .* itself; leave the option out"):
+        open_pairs(pattern, images=tmp_path)

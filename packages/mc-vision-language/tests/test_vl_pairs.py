@@ -222,16 +222,28 @@ def test_every_caption_of_a_picture_is_drawn_in_time():
             assert abs(drawn[caption] - 600 / count) < 4 * np.sqrt(600 / count)
 
 
-def test_pictures_in_memory_are_cropped_as_the_views_say():
+@pytest.mark.parametrize("unit", ["image", "caption"])
+def test_pictures_in_memory_are_cropped_as_the_views_say(unit):
     pairs = pairs_of()
-    data = data_of(pairs)
+    data = data_of(pairs, unit=unit)
     batch = batches(data, 0, steps=1, batch_size=6)[0]
-    expected = make_views(
-        torch.from_numpy(pairs.images.array[batch["index"].numpy()]),
-        BatchRandom(0, 0, batch["index"]),
-        AugmentConfig(size=16),
-    )
+    index = batch["index"].numpy()
+    shown = pairs.images.array[index if unit == "image" else pairs.image_of[index]]
+    expected = make_views(torch.from_numpy(shown), BatchRandom(0, 0, batch["index"]), AugmentConfig(size=16))
     assert torch.equal(batch["view"], expected)
+
+
+def test_crops_of_files_are_not_cropped_again(files):
+    plain = AugmentConfig(size=16, flip=0, rand_augment=0)
+    data = PairData(pairs_of(files), train_tokenizer(TEXTS, 200), augment=plain)
+    batch = data.collate([data.get(row, np.random.default_rng(row)) for row in range(6)])
+    view = data.device_transform(batch, BatchRandom(0, 0, torch.arange(6)))["view"]
+    assert torch.equal(view, batch["image"].float() / 255)
+    lively = PairData(pairs_of(files), train_tokenizer(TEXTS, 200), augment=AugmentConfig(size=16))
+    view = lively.device_transform(batch, BatchRandom(0, 0, torch.arange(6)))["view"]
+    assert torch.equal(
+        view, make_views(batch["image"], BatchRandom(0, 0, torch.arange(6)), AugmentConfig(size=16), cropped=True)
+    )
 
 
 def test_crops_of_files_lie_where_their_numbers_say(files):
@@ -304,6 +316,8 @@ def test_the_description_changes_with_what_training_sees():
     pairs = pairs_of()
     base = data_of(pairs).describe()
     assert base == data_of(pairs_of()).describe()
+    moved = ArrayImages(pairs.images.array, location="elsewhere")
+    assert {**data_of(pairs_of(moved)).describe(), "location": ""} == {**base, "location": ""}
     for other in (
         data_of(pairs.take([1, 0, 2, 3, 4, 5])),
         data_of(pairs, unit="caption"),

@@ -54,10 +54,11 @@ def open_pairs(
 
     Raises:
         DataError: missing, empty, damaged or ambiguous data, or too much that is missing; the message says which file and row.
-        ConfigError: a column that was named is not there, or an option that does not fit.
+        ConfigError: a column that was named is not there, or ``images`` for pictures that lie elsewhere.
         MissingDependencyError: Hugging Face data without the extra ``datasets``.
     """
     from mc_vision_language.data.assembling import assemble
+    from mc_vision_language.data.images import FileImages
 
     text = os.fspath(source)
     if not text:
@@ -67,7 +68,10 @@ def open_pairs(
     folder = None if images is None else os.path.expanduser(os.fspath(images))
     if folder is not None and not os.path.isdir(folder):
         raise DataError(f"--images {folder}: {'a file, not a folder' if os.path.exists(folder) else 'no such folder'}")
-    return assemble(_find(text, folder, columns, read), captions, read, split)
+    found = _find(text, folder, columns, read)
+    if folder is not None and not isinstance(found.images, FileImages):
+        raise ConfigError(f"--images {folder}: the pictures are in {text} itself; leave the option out")
+    return assemble(found, captions, read, split)
 
 
 def _find(spec: str, images: str | None, columns: ColumnOptions, read: ReadOptions) -> Found:

@@ -148,7 +148,8 @@ class PairData:
         return {
             "kind": "pairs",
             **self.pairs.describe(),
-            "views": self.views.describe(),
+            "size": self.views.size,
+            "augment": None if self.views.augment is None else self.views.augment.model_dump(mode="json"),
             "tokens": fingerprint(self.tokens.ids, self.tokens.offsets),
             "unit": self.unit,
             "max_length": self.max_length,

@@ -133,7 +133,7 @@ class Pairs:
         """What identifies the pairs, and what was left out."""
         return {
             "location": self.location,
-            "images": self.images.describe(),
+            "images": {name: value for name, value in self.images.describe().items() if name != "location"},
             "captions": len(self.captions),
             "different_captions": len(np.unique(self.text_ids)),
             "different_images": len(np.unique(self.image_ids)),
