@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +206,9 @@ def web_dataset(root: Path) -> str:
             )
         write_tar(root / f"{shard:05d}.tar", members)
     return str(root / "{00000..00001}.tar")
+
+
+def table_of(folder: Path, rows: Sequence[str], header: str = "image,caption") -> Path:
+    """``t.csv`` of lines as they are."""
+    (folder / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "t.csv"
