@@ -21,7 +21,7 @@ def test_missing_pictures_are_counted_listed_and_refused_beyond_a_share(tmp_path
     table = table_of(tmp_path, [f"{name},a dog" for name in names])
     with pytest.raises(
         DataError,
-        match=r"2 of 6 pictures are missing or empty \(33.3%, allowed 1.0%\): .*2\.jpg, .*4\.jpg; .*--max-bad",
+        match=r"2 of 6 pictures are missing or empty \(33.3%, allowed 1.0%\): .*2\.jpg, .*4\.jpg; .*--read.max-bad",
     ):
         open_pairs(table)
     pairs = open_pairs(table, read=ReadOptions(max_bad=0.34))
@@ -35,7 +35,7 @@ def test_empty_captions_are_counted_listed_and_refused_beyond_a_share(tmp_path):
     table = table_of(
         tmp_path, [f"{name},{' ' if i == 3 else '!?' if i == 4 else 'a dog'}" for i, name in enumerate(names)]
     )
-    with pytest.raises(DataError, match=r"2 of 6 captions are empty.*line 5, .*line 6; .*--max-bad"):
+    with pytest.raises(DataError, match=r"2 of 6 captions are empty.*line 5, .*line 6; .*--read.max-bad"):
         open_pairs(table)
     pairs = open_pairs(table, read=ReadOptions(max_bad=0.5))
     assert pairs.dropped == {"empty caption": 2, "picture without a caption": 2}
@@ -115,8 +115,8 @@ def wrong(tmp_path, kind):
     [
         ("nothing", DataError, r"nothing.csv does not exist"),
         ("picture", DataError, r"0.jpg is of no kind known here; understood are a table"),
-        ("no caption column", DataError, r"no column of captions among 'image', 'price'; .*--columns.caption"),
-        ("no image column", DataError, r"no column of pictures among 'caption', 'price'; .*--columns.image"),
+        ("no caption column", DataError, r"no column of captions among 'image', 'price'; .*--column.caption"),
+        ("no image column", DataError, r"no column of pictures among 'caption', 'price'; .*--column.image"),
         ("column", ConfigError, r"no column 'captoin' for the caption; it has caption"),
         ("folder", DataError, r"--images .*fotos: no such folder"),
         ("no pictures there", DataError, r"line 2: no file 'x/9.jpg' .*--images"),

@@ -46,7 +46,7 @@ def recognise(names: Sequence[str], options: ColumnOptions, where: str) -> dict[
     for role, what in (("image", "pictures"), ("caption", "captions")):
         if role not in roles:
             there = ", ".join(map(repr, names)) or "no columns"
-            raise DataError(f"{where}: no column of {what} among {there}; say which it is with --columns.{role}")
+            raise DataError(f"{where}: no column of {what} among {there}; say which it is with --column.{role}")
     return roles
 
 
@@ -64,7 +64,7 @@ def roles_of(names: Sequence[str], options: ColumnOptions, where: str) -> dict[s
             found = given if given in names else plain.get(_plain(given))
             if found is None:
                 raise ConfigError(
-                    f"{where}: no column {given!r} for the {role}; it has {closest(given, names) or 'none'} (--columns.{role})"
+                    f"{where}: no column {given!r} for the {role}; it has {closest(given, names) or 'none'} (--column.{role})"
                 )
             roles[role] = found
             continue

@@ -42,7 +42,7 @@ def _found(found: Any, split: str, spec: str, columns: ColumnOptions) -> Found:
     if columns.image is None:
         if len(pictures) != 1:
             what = f"several image columns ({', '.join(pictures)})" if pictures else "no image column"
-            raise DataError(f"{spec} has {what} among {', '.join(data.features)}: name one with --columns.image")
+            raise DataError(f"{spec} has {what} among {', '.join(data.features)}: name one with --column.image")
         columns = columns.model_copy(update={"image": pictures[0]})
     elif columns.image not in pictures:
         raise DataError(

@@ -45,13 +45,11 @@ def find_in_shards(pattern: str, columns: ColumnOptions, read: ReadOptions, *, l
         name = getattr(columns, role)
         if name is not None and name not in reader.fields and name.lstrip(".") not in reader.endings:
             known = closest(name, sorted(reader.fields | reader.endings))
-            raise ConfigError(
-                f"{where}: no field or file {name!r} for the {role}; there are {known} (--columns.{role})"
-            )
+            raise ConfigError(f"{where}: no field or file {name!r} for the {role}; there are {known} (--column.{role})")
     if not reader.captions:
         raise DataError(
             f"{where}: no sample has a caption in a .txt or .json; the files end in {endings}, "
-            "name the field or the ending with --columns.caption"
+            "name the field or the ending with --column.caption"
         )
     offsets, sizes = np.array(reader.places, dtype=np.int64).reshape(-1, 2).T
     images = TarImages(
