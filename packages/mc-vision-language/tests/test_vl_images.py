@@ -11,7 +11,7 @@ from PIL import Image
 from mc_core.errors import BadSampleError, DataError
 from mc_testkit.caption_files import picture, pictures, write_tar
 from mc_testkit.files import write_broken_image
-from mc_vision_language.data import ArrayImages, FileImages, ImageSet, TarImages, read_image, squashed
+from mc_vision_language.data import ArrayImages, FileImages, HubImages, ImageSet, TarImages, read_image, squashed
 
 
 def pixels(image):
@@ -116,3 +116,29 @@ def test_arrays_of_another_shape_are_refused():
     for wrong in (np.zeros((2, 1, 4, 4), np.uint8), np.zeros((2, 3, 4, 4)), np.zeros((3, 4, 4), np.uint8)):
         with pytest.raises(DataError, match=r"shape \(N, 3, H, W\) and type uint8"):
             ArrayImages(wrong)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(picture(1, 800, 600))
+    images = FileImages(["x.jpg"], tmp_path)
+    assert images.read(0).size == (800, 600)
+    assert images.read(0, min_side=70).size == (100, 75)
+    assert read_image(tmp_path / "x.jpg", min_side=70).size == (100, 75)
+
+
+def test_a_data_set_with_chosen_rows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image()})
+    cells = [{"bytes": picture(n), "path": None} for n in range(4)] + [None]
+    data = datasets.Dataset.from_dict({"image": cells}, features=features)
+    for rows, images in (
+        (range(5), HubImages(data, "image", "x")),
+        ((4, 2), HubImages(data.select([4, 2]), "image", "x")),
+    ):
+        assert images.sizes().tolist() == [-1 if n == 4 else len(picture(n)) for n in rows]
+        for row, number in enumerate(rows):
+            if number == 4:
+                with pytest.raises(BadSampleError, match=rf"x\[{row}\]: the image cell is empty"):
+                    images.read(row)
+            else:
+                assert np.array_equal(pixels(images.read(row)), pixels(read_image(picture(number))))

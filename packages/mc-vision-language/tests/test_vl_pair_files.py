@@ -86,6 +86,7 @@ def test_flickr_token(tmp_path):
 def test_flickr8k_captions(tmp_path):
     pairs = open_pairs(flickr8k_txt(tmp_path))
     assert words(pairs) == [(CLEAN[0],), (CLEAN[1],), ("quoted once",)]
+    assert words(open_pairs(tmp_path)) == words(pairs)
 
 
 def test_flickr_results(tmp_path):
