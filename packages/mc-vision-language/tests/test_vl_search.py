@@ -71,7 +71,7 @@ class TestSearch:
         order, cosines, logits = expected(model, photos, rerank)
         found = index.search(TEXT, top=99, rerank=rerank)
         assert [hit.row for hit in found] == order
-        assert [hit.name for hit in found] == [os.path.abspath(photos.name(row)) for row in order]
+        assert [hit.name for hit in found] == [photos.name(row) for row in order]
         for place, hit in enumerate(found):
             assert hit.cosine == pytest.approx(cosines[hit.row], abs=1e-5)
             assert (hit.match is None) == (place >= rerank)
@@ -165,6 +165,13 @@ class TestBuild:
         again = SearchIndex.build(model, photos, tmp_path / "index")
         assert (passes, first.encoded, again.encoded) == ([], 9, 0)
         assert again.search(TEXT, rerank=0) == first.search(TEXT, rerank=0)
+
+    def test_a_folder_is_known_from_wherever_it_is_named(self, model, photos, tmp_path, monkeypatch) -> None:
+        SearchIndex.build(model, photos, tmp_path / "index")
+        monkeypatch.chdir(tmp_path)
+        index = SearchIndex.build(model, FileImages([f"{i}.png" for i in range(9)], "photos"), tmp_path / "index")
+        assert index.encoded == 0
+        assert index.files.names[0] == os.path.join("photos", "0.png")
 
     def test_another_model_or_another_precision_starts_anew(self, model, photos, tmp_path, monkeypatch) -> None:
         SearchIndex.build(model, photos, tmp_path / "index")

@@ -106,15 +106,14 @@ def pack_tokens(tokens: Tensor, stored: Stored) -> tuple[np.ndarray | None, np.n
 
 
 def identities(images: ImageSet) -> tuple[list[str], list[str]]:
-    """Names of pictures, absolute where they are files, and texts that change when a picture does.
+    """Names of pictures, and texts that change when a picture does.
 
     A file counts as changed when its size or its time of change differs; what lies in a tar, a table or in memory when its content
     does. A file that is missing has the identity ``""``.
     """
-    if isinstance(images, FileImages):
-        names = [os.path.abspath(images.name(row)) for row in range(len(images))]
-        return names, [_stamp(name) for name in names]
     names = [images.name(row) for row in range(len(images))]
+    if isinstance(images, FileImages):
+        return names, [_stamp(os.path.abspath(name)) for name in names]
     array = getattr(images, "array", None)
     content: Iterable[bytes | None]
     if array is not None:
