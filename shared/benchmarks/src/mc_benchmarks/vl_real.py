@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -122,7 +123,12 @@ def run_vl_real(
         benchmark=name,
         command="uv run mc-benchmark vl-real" + "".join(f" --{n} {v}" for n, v, usual in given if v != usual),
         question=f"What ALBEF learns from scratch on {found[0]['images']['train']:,} real pictures with captions, {seeds} splits",
-        settings={**settings, "seeds": seeds, "images": found[0]["images"], "each": [one["figures"] for one in found]},
+        settings={
+            **_plain(settings),
+            "seeds": seeds,
+            "images": found[0]["images"],
+            "each": [one["figures"] for one in found],
+        },
         environment=environment(pick_device(device)),
         columns=COLUMNS,
         rows=_rows([one["figures"] for one in found]),
@@ -308,6 +314,4 @@ def _reading(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON gives it back."""
-    import json
-
     return json.loads(json.dumps(settings))
