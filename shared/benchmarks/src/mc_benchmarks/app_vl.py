@@ -103,4 +103,18 @@ def vl_tasks(*, seeds: int = 3, keep: Path = Path("runs/benchmarks"), task: tupl
     run_vl_tasks(seeds=seeds, keep=keep, tasks=task)
 
 
-VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims, vl_tasks, vl_search, vl_real)
+def vl_step(*, repeats: int = 11, seconds: float = 60.0, device: Device = "cpu", size: tuple[str, ...] = ()) -> None:
+    """Time of a training step of ALBEF beside the passes of its networks alone, and what its shortcuts save.
+
+    Args:
+        repeats: Rounds.
+        seconds: Of each size, after which three rounds are enough.
+        device: Where.
+        size: One by its name in the table; repeat for several. Default: all.
+    """
+    from mc_benchmarks.vl_step import run_vl_step
+
+    run_vl_step(repeats=repeats, seconds=seconds, device=device, sizes=size)
+
+
+VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims, vl_tasks, vl_search, vl_real, vl_step)

@@ -204,8 +204,12 @@ class ALBEF(Method):
         pairs = torch.arange(B, device=states.device)
         text_rows = torch.cat([pairs, pairs, text_of])
         image_rows = torch.cat([pairs, image_of, pairs])
-        fused = self.backbone.fuse_first(states[text_rows], mask[text_rows], keys.take(image_rows))
+        fused = self._fused(states, mask, keys, text_rows, image_rows)
         return matching(self.model.itm_head(fused), torch.cat([torch.ones_like(image_found), image_found, text_found]))
+
+    def _fused(self, states: Tensor, mask: Tensor, keys: ImageKeys, texts: Tensor, images: Tensor) -> Tensor:
+        """(R, h) first tokens of R pairs of a text and an image."""
+        return self.backbone.fuse_first(states[texts], mask[texts], keys.take(images))
 
     def _negatives(
         self, logits: Tensor, same: Tensor, stream: int, batch: Batch, progress: Progress
