@@ -305,3 +305,12 @@ def test_shards_and_tables_behind_an_address(tmp_path, address):
     assert len(open_pairs(f"{address}/t.csv", images=tmp_path / "photos", read=read)) == 4
     with pytest.raises(DataError, match="HTTP 404 .*; check the address"):
         open_pairs(f"{address}/00002.tar", read=read)
+
+
+def test_a_path_as_it_stands_comes_before_one_without_its_folders(tmp_path):
+    pictures(tmp_path / "photos", 4)
+    (tmp_path / "sub").mkdir()
+    for number in range(4):
+        (tmp_path / "sub" / f"{number}.jpg").write_bytes(picture(9))
+    table = table_of(tmp_path / "sub", [f"photos/{number}.jpg,a dog" for number in range(4)])
+    assert all(same_pixels(open_pairs(table), row, row) for row in range(4))

@@ -265,6 +265,24 @@ def test_crops_of_files_lie_where_their_numbers_say(files):
     assert max(lefts) > 50
 
 
+class Asked(FileImages):
+    """Notes how large pictures are wanted."""
+
+    def read(self, row, *, min_side=None):
+        self.min_side = min_side
+        return super().read(row, min_side=min_side)
+
+
+def test_pictures_are_decoded_large_enough_for_the_smallest_crop(files):
+    asked = Asked(files.paths, files.root)
+    ImageViews(asked, AugmentConfig(size=64, scale=(0.25, 1.0))).sample(0, np.random.default_rng(0))
+    assert asked.min_side == 128
+    ImageViews(asked, AugmentConfig(size=64, resize="squash")).sample(0, np.random.default_rng(0))
+    assert asked.min_side == 64
+    ImageViews(asked, None, 48).sample(0, np.random.default_rng(0))
+    assert asked.min_side == 48
+
+
 def test_without_augmentation_a_view_is_the_whole_picture(files):
     for images in (files, ArrayImages(np.stack([squashed(files.read(i), 40) for i in range(6)]))):
         data = PairData(pairs_of(images), train_tokenizer(TEXTS, 200), augment=None, size=24)

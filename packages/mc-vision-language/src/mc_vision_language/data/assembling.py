@@ -84,7 +84,7 @@ class _Drops:
             raise DataError(
                 f"{self.location}: {len(rows):,} of {count_text(total, what.partition(' ')[0])} "
                 f"{'is' if len(rows) == 1 else 'are'} {what.partition(' ')[2]} ({len(rows) / total:.1%}, allowed "
-                f"{self.allowed:.1%}): {', '.join(names[:_NAMED])}{more}; mend them, or allow more with --read.max-bad"
+                f"{self.allowed:.1%}): {', '.join(names[:_NAMED])}{more}; mend them, or allow more with --max-bad"
             )
 
 
