@@ -21,7 +21,7 @@ def test_missing_pictures_are_counted_listed_and_refused_beyond_a_share(tmp_path
     table = table_of(tmp_path, [f"{name},a dog" for name in names])
     with pytest.raises(
         DataError,
-        match=r"2 of 6 pictures are missing or empty \(33.3%, allowed 1.0%\): .*2\.jpg, .*4\.jpg; .*--read.max-bad",
+        match=r"2 of 6 pictures are missing or empty \(33.3%, allowed 1.0%\): .*2\.jpg, .*4\.jpg; .*--max-bad",
     ):
         open_pairs(table)
     pairs = open_pairs(table, read=ReadOptions(max_bad=0.34))
@@ -35,7 +35,7 @@ def test_empty_captions_are_counted_listed_and_refused_beyond_a_share(tmp_path):
     table = table_of(
         tmp_path, [f"{name},{' ' if i == 3 else '!?' if i == 4 else 'a dog'}" for i, name in enumerate(names)]
     )
-    with pytest.raises(DataError, match=r"2 of 6 captions are empty.*line 5, .*line 6; .*--read.max-bad"):
+    with pytest.raises(DataError, match=r"2 of 6 captions are empty.*line 5, .*line 6; .*--max-bad"):
         open_pairs(table)
     pairs = open_pairs(table, read=ReadOptions(max_bad=0.5))
     assert pairs.dropped == {"empty caption": 2, "picture without a caption": 2}

@@ -65,7 +65,9 @@ def run_judge(run: Path, sentence: str, photos: Sequence[Path], *, device: str, 
         chances, names = model.probabilities(images[:1], images[1:], [sentence]), STATEMENT_LABELS
     else:
         raise ConfigError(f"{run} judges no sentences: make a run that does with finetune --task entailment or nlvr2")
-    row = np.asarray(chances)[0]
+    row = np.atleast_2d(np.asarray(chances))[0]
+    if len(names) == 2 and len(row) == 1:  # of true
+        row = np.array([1 - row[0], row[0]])
     best = names[int(row.argmax())]
     if as_json:
         chance = {name: round(float(p), 4) for name, p in zip(names, row, strict=True)}

@@ -15,7 +15,7 @@ from mc_core.optional import require
 from mc_core.runs import pick_device
 from mc_vision_language.data import ArrayImages, ImageSet
 from mc_vision_language.sample import SAMPLE, sample_scenes
-from mc_vision_language.search import SearchIndex
+from mc_vision_language.search import Hit, SearchIndex
 from mc_vision_language.tasks.training import load_task_model
 from mc_vision_language.tasks.vqa import VQAModel
 from mc_vision_language_app.pair_options import PairOptions
@@ -26,6 +26,7 @@ from mc_vision_language_app.viewer import (
     answer_table,
     enlarged,
     hit_label,
+    hit_line,
     readable,
     sentence_table,
 )
@@ -34,8 +35,8 @@ SCENES = 300
 _MOST_UPLOAD = "100mb"
 _KEEP_FILES = (600, 3600)  # seconds: uploads are looked through every ten minutes and deleted after an hour
 _CAUTION = (
-    "Cosines and matches order pictures; they are no probabilities. Everything stays on this machine, but whoever can open the "
-    "page can see its pictures."
+    "The number below a picture is its match with the words, by which pictures are ordered; it is no probability. Everything stays "
+    "on this machine, but whoever can open the page can see its pictures."
 )
 _NO_ANSWERS = (
     "This page answers no questions: open it with `--vqa RUN`, a run of `mc-vision-language finetune --task vqa`. Search, "
@@ -126,30 +127,32 @@ def build_page(viewer: Viewer) -> Any:
             raise DataError("choose a picture first")
         return shown
 
-    def show(shown: Shown) -> tuple[Any, ...]:
+    def show(shown: Shown, line: str) -> tuple[Any, ...]:
         """Another picture: what was said about the one before goes."""
-        return shown, enlarged(shown.picture), f"`{shown.name.replace('`', '')}`", "", "", None, ""
+        return shown, enlarged(shown.picture), line, "", "", None, ""
 
     def find(text: str) -> tuple[Any, ...]:
         found = readable(viewer, viewer.search(text))
         if not found:
             raise DataError("none of the pictures found can be read any more: start the page again")
         items = [(enlarged(picture), hit_label(hit)) for hit, picture in found]
-        return (items, [hit.row for hit, _ in found], *show(viewer.shown(found[0][0].row)))
+        best = found[0][0]
+        return (items, [hit for hit, _ in found], *show(viewer.shown(best.row), hit_line(best)))
 
-    def pick(rows: list[int], event: Any) -> tuple[Any, ...]:
-        return show(viewer.shown(rows[event.index]))
+    def pick(hits: list[Hit], event: Any) -> tuple[Any, ...]:
+        hit = hits[event.index]
+        return show(viewer.shown(hit.row), hit_line(hit))
 
     pick.__annotations__["event"] = gr.SelectData  # by which Gradio knows to hand it over
 
     def uploaded(path: str | None) -> tuple[Any, ...]:
         if path is None:
             raise DataError("choose a file first")
-        return show(viewer.upload(path))
+        return show(viewer.upload(path), "your file")
 
     with gr.Blocks(title="mc-vision-language", analytics_enabled=False, delete_cache=_KEEP_FILES) as page:
         gr.Markdown(f"# Search, questions, places\n{len(viewer.index):,} pictures of {viewer.name}\n\n{_CAUTION}")
-        state, rows = gr.State(None), gr.State([])
+        state, hits = gr.State(None), gr.State([])
         with gr.Row():
             with gr.Column(scale=6, min_width=380):
                 with gr.Row():
@@ -201,10 +204,10 @@ def build_page(viewer: Viewer) -> Any:
                 fits = gr.HTML(elem_id="fits")
         answered = answers if viewer.vqa is not None else gr.State("")  # the note stays
         seen = [state, picture, line, answered, fits, heat, heat_line]
-        page.load(told(find), query, [found, rows, *seen], show_progress="hidden")
+        page.load(told(find), query, [found, hits, *seen], show_progress="hidden")
         for event in (search.click, query.submit):
-            event(told(find), query, [found, rows, *seen], show_progress="minimal")
-        found.select(told(pick), rows, seen, show_progress="hidden")
+            event(told(find), query, [found, hits, *seen], show_progress="minimal")
+        found.select(told(pick), hits, seen, show_progress="hidden")
         go.click(told(uploaded), file, seen, show_progress="minimal")
         for event in (ask.click, question.submit):
             event(

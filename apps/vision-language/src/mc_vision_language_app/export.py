@@ -109,7 +109,9 @@ def _albef(model: VisionLanguageModel, target: Path) -> tuple[dict[str, Any], li
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"--out {target}: the weights are written as .safetensors")
-    state = {name: value.detach().cpu().contiguous() for name, value in to_albef_names(model).items()}
+    state = {
+        name: value.detach().cpu().clone().contiguous() for name, value in to_albef_names(model).items()
+    }  # some are tied
     with atomic_path(target) as draft:
         save_file(state, draft, metadata={"format": "pt"})
     return {"tensors": len(state)}, [f"{len(state)} tensors under the names of the official checkpoints"]

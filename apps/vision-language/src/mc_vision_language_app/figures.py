@@ -50,7 +50,7 @@ def recalls(found: Comparison, path: Path) -> Path:
     first, *others = found.rows.items()
     bars = [("contrast", first[1].contrast)]
     if first[1].reranked is not None:
-        bars.append((f"best {first[1].k} ranked again", first[1].reranked))
+        bars.append((f"best {first[1].k} re-ranked", first[1].reranked))
     bars += [(name.replace("_", " "), one.contrast) for name, one in others]
     figure, axes = _pyplot().subplots(1, 2, figsize=(8, 3.2), sharey=True)
     width = 0.8 / len(bars)

@@ -74,7 +74,7 @@ def show(found: Comparison, title: str) -> None:
     heads = ["contrast"]
     columns = [trained.contrast]
     if trained.reranked is not None:
-        heads.append(f"best {trained.k} ranked again")
+        heads.append(f"best {trained.k} re-ranked")
         columns.append(trained.reranked)
     for name, one in others:
         heads.append(name.replace("_", " "))
@@ -86,12 +86,12 @@ def show(found: Comparison, title: str) -> None:
     ):
         for place, rank in enumerate((1, 5, 10)):
             cells = [_cell(getattr(one, way)[rank]) for one in columns]
-            rows.append([f"{label}, recall at {rank}", *cells, f"{chance[place]:.3f}"])
+            rows.append([f"{label}, R@{rank}", *cells, f"{chance[place]:.3f}"])
     rows.append(["mean of the six", *(_cell(one.mean) for one in columns), f"{sum(trained.chance) / 6:.3f}"])
     print_table(f"{title}: 95 % intervals over images", ["", *heads, "chance"], rows)
 
 
 def _cell(interval: Any) -> str:
-    if interval.low != interval.low or interval.low is None:
+    if not interval.high > interval.low:
         return f"{interval.value:.3f}"
     return f"{interval.value:.3f} ({interval.low:.3f}–{interval.high:.3f})"

@@ -6,16 +6,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mc_core.engine.config import StrictModel
 from mc_vision_language.data.options import ColumnOptions, ReadOptions
 
 
-class PairOptions(StrictModel):
+class PairOptions(ReadOptions):
     """Where the images of a list of captions are, and how both are read."""
 
     images: Path | None = None
     """Folder that image paths in the list are relative to. Default: the list's own."""
     column: ColumnOptions = Field(default_factory=ColumnOptions)
     """Names of columns or fields, where the usual ones are not those meant."""
-    read: ReadOptions = Field(default_factory=ReadOptions)
-    """How files are found and fetched."""

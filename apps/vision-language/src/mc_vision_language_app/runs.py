@@ -105,7 +105,7 @@ def open_run(folder: Path, device: torch.device) -> OpenedRun:
 def opened(source: str, options: PairOptions, captions: CaptionOptions, split: SplitOptions) -> Pairs:
     """The pairs of a source. What each column was taken for, and what was left out, is told."""
     pairs = open_pairs(
-        source, images=options.images, columns=options.column, captions=captions, read=options.read, split=split
+        source, images=options.images, columns=options.column, captions=captions, read=options, split=split
     )
     taken = ", ".join(f"{what} from {column}" for what, column in pairs.columns.items())
     _log.info("%s: %d images, %d captions%s", source, len(pairs), len(pairs.captions), f"; {taken}" if taken else "")

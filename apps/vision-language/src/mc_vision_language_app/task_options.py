@@ -6,11 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mc_core.engine.config import StrictModel
 from mc_vision_language.data.options import ColumnOptions, ReadOptions, SplitOptions
 
 
-class TaskOptions(StrictModel):
+class TaskOptions(ReadOptions):
     """Where the images of a task's rows are, and what belongs to the rows."""
 
     images: Path | None = None
@@ -25,7 +24,5 @@ class TaskOptions(StrictModel):
     """Of grounding: detected boxes to choose from. Default: a box is drawn around what is warm."""
     column: ColumnOptions = Field(default_factory=ColumnOptions)
     """Of retrieval: names of columns, where the usual ones are not those meant."""
-    read: ReadOptions = Field(default_factory=ReadOptions)
-    """How files are found and fetched."""
     split: SplitOptions = Field(default_factory=SplitOptions)
     """How images are divided where the rows do not say."""

@@ -141,7 +141,7 @@ def evaluate_task(
     """Measure a run of :func:`run_finetune`, and print the figures."""
     model = load_task_model(run, device=pick_device(device))
     known = read_json(run / "result.json").get("source") if (run / "result.json").is_file() else None
-    given = TaskOptions(images=options.images, column=options.column, read=options.read)
+    given = TaskOptions(**{name: getattr(options, name) for name in type(options).model_fields})
     if source is None and known not in (None, SAMPLE):
         raise DataError(f"{run} was trained on {known}: say which rows to measure on")
     rows = task_rows(task, source, given)
@@ -172,7 +172,7 @@ def task_rows(task: str, source: str | None, options: TaskOptions) -> Any:
     if source is None:
         with Status(f"drawing {SAMPLE}"):
             return sample_task_rows(task)  # type: ignore[arg-type]
-    given: dict[str, Any] = {"images": options.images, "read": options.read}
+    given: dict[str, Any] = {"images": options.images, "read": options}
     with Status(f"opening {source_name(source)}"):
         if task == "retrieval":
             return open_pairs(source, columns=options.column, split=options.split, **given)
@@ -200,7 +200,9 @@ def show_scores(scores: TaskScores, title: str) -> None:
     print_table(f"{title}: 95 % interval over images", ["", scores.metric.replace("_", " ")], rows)
     if scores.details:
         print_table(
-            "More of the same model", ["", ""], [[k.replace("_", " "), f"{v:.3f}"] for k, v in scores.details.items()]
+            "More of the same model",
+            ["", ""],
+            [[k.replace("_", " "), f"{v:.3f}" if v <= 1 else f"{v:g}"] for k, v in scores.details.items()],
         )
 
 

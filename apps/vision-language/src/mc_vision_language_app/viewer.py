@@ -177,7 +177,7 @@ def answer_table(found: Sequence[tuple[str, float]]) -> str:
     rows = []
     for answer, probability in found:
         bar = "" if math.isnan(probability) else _bar(probability)
-        told = "" if math.isnan(probability) else f"{probability:.2f}"
+        told = "" if math.isnan(probability) else f"{probability:.2f}" if probability >= 0.005 else "below 0.01"
         rows.append(_row(html.escape(answer), bar, told))
     return f'<table style="width:100%;border-collapse:collapse">{"".join(rows)}</table>'
 
@@ -192,12 +192,19 @@ def sentence_table(found: Sequence[CaptionHit]) -> str:
 
 
 def hit_label(hit: Hit) -> str:
-    """What stands below a picture that was found."""
+    """What stands below a picture that was found: its match, or its cosine where it was not ranked again."""
+    name = Path(hit.name).name
+    if hit.match is not None:
+        return f"{name} · {hit.match:+.1f}"
+    return name if math.isnan(hit.cosine) else f"{name} · {hit.cosine:.2f}"
+
+
+def hit_line(hit: Hit) -> str:
+    """The same in full, for Markdown."""
+    name = f"`{hit.name.replace('`', '')}`"
     if math.isnan(hit.cosine):
-        return Path(hit.name).name
-    return f"{Path(hit.name).name} · cosine {hit.cosine:.2f}" + (
-        "" if hit.match is None else f" · match {hit.match:+.1f}"
-    )
+        return name
+    return f"{name} · cosine {hit.cosine:.2f}" + ("" if hit.match is None else f" · match {hit.match:+.1f}")
 
 
 def readable(viewer: Viewer, hits: Sequence[Hit]) -> list[tuple[Hit, Image.Image]]:

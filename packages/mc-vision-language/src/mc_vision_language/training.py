@@ -8,6 +8,7 @@ A run folder holds what :func:`mc_core.fit` leaves, and besides::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from mc_vision_language.methods.albef.model import ALBEF
 
+_log = logging.getLogger("mc_core")
 TOKENIZER_FOLDER = "tokenizer"
 PAIRS_FILE = "pairs.json"
 SPLITS = ("train", "validation", "test")
@@ -77,7 +79,9 @@ def pretrain_pairs(
     method = build_method(recipe, tokenizer, model)
     side = method.model.image_size
     if side != recipe.augment.size:
-        raise ConfigError(f"augment.size {recipe.augment.size} is not the {side} pixels that this model takes: set it to {side}")
+        raise ConfigError(
+            f"augment.size {recipe.augment.size} is not the {side} pixels that this model takes: set it to {side}"
+        )
     assert method.model.tokenizer is not None
     data = PairData(
         train,
@@ -87,6 +91,8 @@ def pretrain_pairs(
         unit=recipe.unit,
         add_sep=text.add_sep,
     )
+    for line in data.advice() if rank() == 0 else ():
+        _log.warning("%s", line)
     method.check(recipe.fit.batch_size // recipe.fit.accumulation)  # before anything is written
     if rank() == 0 and not place.exists():
         with staging(place) as stage:
@@ -134,7 +140,12 @@ def split_counts(pairs: Pairs) -> dict[str, dict[str, int]]:
 def _write_pairs(pairs: Pairs, run_dir: Path, source: str) -> None:
     write_json(
         run_dir / PAIRS_FILE,
-        {"source": source, "splits": split_counts(pairs), "columns": dict(pairs.columns), "left_out": dict(pairs.dropped)},
+        {
+            "source": source,
+            "splits": split_counts(pairs),
+            "columns": dict(pairs.columns),
+            "left_out": dict(pairs.dropped),
+        },
     )
 
 

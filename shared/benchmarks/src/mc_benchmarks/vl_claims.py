@@ -86,8 +86,8 @@ def captioned_digits() -> Pairs:
 
     Equal captions say the same thing. The last pictures of the file, mostly of other writers, are held out.
     """
-    digits = load_digits()
-    ink_NHW = digits.images / 16
+    pixels_NP, digit_N = load_digits(return_X_y=True)
+    ink_NHW = pixels_NP.reshape(-1, 8, 8) / 16
     y, x = np.mgrid[:8, :8]
     mass = ink_NHW.sum((1, 2))
     dx = x - ((ink_NHW * x).sum((1, 2)) / mass)[:, None, None]
@@ -95,7 +95,7 @@ def captioned_digits() -> Pairs:
     slant = (ink_NHW * dx * dy).sum((1, 2)) / (ink_NHW * dy**2).sum((1, 2))
     inks, slants = _third(ink_NHW.mean((1, 2))), _third(slant)
     captions = tuple(
-        f"a {_INKS[i]} {_WORDS[d]} leaning {_SLANTS[s]}" for i, d, s in zip(inks, digits.target, slants, strict=True)
+        f"a {_INKS[i]} {_WORDS[d]} leaning {_SLANTS[s]}" for i, d, s in zip(inks, digit_N, slants, strict=True)
     )
     pixels = np.round(ink_NHW * 255).astype(np.uint8).repeat(2, 1).repeat(2, 2)[:, None].repeat(3, 1)
     count = len(pixels)
@@ -133,7 +133,7 @@ def run_vl_claims(
         pairs = captioned_digits()
         found.setdefault((0.0, UNTRAINED), []).append(run_untrained(RECIPE, changes, seed, pairs, folder, k=K))
         for noise in noises:
-            for arm in (*ARMS, *map(strength_arm, STRENGTHS)):
+            for arm in (*ARMS, *(map(strength_arm, STRENGTHS) if noise else ())):
                 scores = run_arm(RECIPE, changes, arm, seed, pairs, folder, noise=noise, k=K)
                 found.setdefault((noise, arm.name), []).append(scores)
                 said = ", ".join(f"{c} {scores[c]:.3f}" for c in COLUMNS)
