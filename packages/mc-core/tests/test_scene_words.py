@@ -108,6 +108,15 @@ class TestQuestions:
             if len(found) > 1:
                 assert text.split()[-1] in found
 
+    def test_the_ground_does_not_answer_for_a_colour(self, few: DigitScenes) -> None:
+        asked = questions(few, per_scene=1, kinds=["exists"])
+        colored = 0
+        for row, text in zip(asked.scene.tolist(), asked.text, strict=True):
+            if text.endswith("digit"):
+                colored += 1
+                assert text.split()[-2] in shown_together(COLORS[int(few.objects.color[row, 0])])
+        assert colored > 100
+
     def test_the_words_alone_do_not_answer(self, scenes: DigitScenes) -> None:
         others = digit_scenes(1500, size=16, digits=(1, 4), seed=1, split="test")
         train, test = questions(scenes), questions(others)

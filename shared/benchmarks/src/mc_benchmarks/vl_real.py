@@ -118,7 +118,13 @@ def run_vl_real(
         + ("" if size == "laptop" else f"_{size.replace('-', '_')}")
         + ("" if device == "cpu" else f"_{device}")
     )
-    given = (("size", size, "laptop"), ("device", device, "cpu"), ("seeds", seeds, 5), ("steps", steps, 600))
+    given = (
+        ("size", size, "laptop"),
+        ("device", device, "cpu"),
+        ("seeds", seeds, 5),
+        ("steps", steps, 400),
+        ("task-steps", task_steps, 200),
+    )
     report = Report(
         benchmark=name,
         command="uv run mc-benchmark vl-real" + "".join(f" --{n} {v}" for n, v, usual in given if v != usual),
