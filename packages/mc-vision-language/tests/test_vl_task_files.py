@@ -352,6 +352,7 @@ def test_a_missing_field_names_what_is_there(tmp_path):
 def test_a_list_of_answers(tmp_path):
     assert AnswerList.read(write(tmp_path / "a.txt", "Yes\nno\nyes\n\n")).answers == ("yes", "no")
     assert AnswerList.read(write(tmp_path / "a.json", ["Two", "cat"])).answers == ("2", "cat")
+    assert AnswerList(("The Cat", "cat", "Two")).answers == ("cat", "2")
     with pytest.raises(DataError, match="holds no answers"):
         AnswerList.read(write(tmp_path / "b.txt", "\n"))
     with pytest.raises(DataError, match="a JSON list of answers"):

@@ -138,6 +138,21 @@ def test_free_answers_stop():
     assert model.generate(pixels(3), QUESTIONS) == ["", "", ""]
 
 
+def test_what_has_ended_stays_ended(monkeypatch):
+    model = made()
+    end = model.config.text.sep_id
+    words = iter([[7, end], [8, 9], [end, 9], [9, 9]])
+
+    def scripted(states):
+        logits = torch.zeros(2, 64)
+        logits[torch.arange(2), torch.tensor(next(words))] = 1.0
+        return logits
+
+    monkeypatch.setattr(model.net.decoder, "words", scripted)
+    keys = model.question_keys(pixels(2), QUESTIONS[:2])
+    assert model.net.generate(keys, start=2, end=end, length=10).tolist() == [[7, 8, end], [end, end, end]]
+
+
 @torch.no_grad()
 def test_another_list_of_answers_may_be_given_at_any_time():
     model = made()

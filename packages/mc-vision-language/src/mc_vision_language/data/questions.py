@@ -212,13 +212,22 @@ def _spoken(answer: str) -> str:
 
 @dataclass(frozen=True)
 class AnswerList:
-    """What can be answered, each once and normalised.
+    """What can be answered, each once and normalised, as answers are compared.
+
+    Raises:
+        DataError: none.
 
     >>> AnswerList.of([["Yes."], ["no"], ["yes", "a cat"]], most=2).answers
     ('yes', 'cat')
     """
 
     answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        known = tuple(dict.fromkeys(one for one in map(normalise_answer, self.answers) if one))
+        if not known:
+            raise DataError("the list holds no answers to choose from")
+        object.__setattr__(self, "answers", known)
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -253,10 +262,9 @@ class AnswerList:
                 lines = path.read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path}: cannot be read as a list of answers ({error})") from error
-        answers = tuple(dict.fromkeys(one for one in map(normalise_answer, lines) if one))
-        if not answers:
+        if not any(map(normalise_answer, lines)):
             raise DataError(f"{path} holds no answers")
-        return cls(answers)
+        return cls(tuple(lines))
 
     def reachable(self, answers: Sequence[Sequence[str]]) -> np.ndarray:
         """(M,) bool: whether a question has an answer that is in the list."""

@@ -8,6 +8,7 @@ A run folder holds what :func:`mc_core.fit` leaves, and besides::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mc_core.data import Dataset, StepPlan
+from mc_core.data import StepPlan
+from mc_core.distributed import rank
 from mc_core.engine.distribution import join_processes
 from mc_core.engine.loop import RunResult, fit
 from mc_core.engine.method import Method
@@ -46,6 +48,7 @@ from mc_vision_language.tasks.starting import load_backbone
 from mc_vision_language.tasks.vocabulary import Grown, with_words
 from mc_vision_language.tasks.vqa import VQAModel
 
+_log = logging.getLogger("mc_core")
 Task = Literal["retrieval", "vqa", "nlvr2", "entailment", "grounding"]
 ROWS: dict[str, type[Any]] = {
     "retrieval": Pairs,
@@ -279,11 +282,14 @@ def _train(
     StepPlan(len(data), recipe.fit.batch_size, 0)  # and so are too few rows
     method: Method = TASKS.method_class(task)(config, None, made)
     method.check(recipe.fit.batch_size // recipe.fit.accumulation)
+    if rank() == 0 and not (run_dir / "recipe.yaml").exists():
+        for line in data.advice():
+            _log.warning("%s", line)
     resolved = recipe.model_copy(update={"method": method.config})
     return fit(method, data, fit=recipe.fit, run_dir=run_dir, resume=resume, recipe=resolved.model_dump(mode="json"))
 
 
-def _data(task: str, model: Any, train: Any, recipe: Recipe[Any]) -> Dataset:
+def _data(task: str, model: Any, train: Any, recipe: Recipe[Any]) -> QuestionData | JudgedData | PairData:
     """The training rows as the method takes them. Phrases are captions: no box is seen."""
     config = model.config
     looks: dict[str, Any] = {"augment": recipe.augment, "add_sep": config.text.add_sep}
