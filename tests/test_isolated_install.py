@@ -322,3 +322,42 @@ def test_medical_alone_trains_and_scores(wheels: Path, tmp_path: Path) -> None:
     programs = _install("mc-medical", tmp_path / "environment", wheels)
     said = _run(programs / "python", "-c", MEDICAL_ALONE, cwd=tmp_path)
     assert said.splitlines()[-1] == "scored Pleural Effusion Cardiomegaly"
+
+
+def test_vision_language_brings_nothing_of_geodata_signals_or_medicine(brings: Callable[[str], set[str]]) -> None:
+    found = brings("mc-vision-language")
+    assert found >= {"mc-core", "timm", "transformers", "tokenizers", "pyarrow", "pillow"}
+    others = {"rasterio", "neurokit2", "sentence-transformers", "pydicom", "mc-vision", "mc-text-code", "mc-medical"}
+    assert not found & (others | {"cyclopts", "gradio", "onnx", "matplotlib", "pandas", "mc-vision-language-app"})
+    assert brings("mc-vision-language[app]") >= {"mc-vision-language-app", "onnxruntime", "cyclopts", "matplotlib"}
+
+
+VISION_LANGUAGE_ALONE = """
+import sys
+
+from mc_vision_language import SearchIndex, ground, load_vision_language_model, pretrain_pairs, resolve_recipe, sample_pairs
+
+pairs = sample_pairs(counts={"train": 32, "validation": 4, "test": 8})
+recipe = resolve_recipe("albef-laptop", {
+    "method": {
+        "image": {"image_size": 32, "patch_size": 16, "width": 16, "heads": 2},
+        "text": {"hidden_size": 16, "heads": 2}, "dim": 16, "queue_size": 32,
+    },
+    "augment": {"size": 32},
+    "fit": {"steps": 2, "batch_size": 8, "accumulation": 1, "device": "cpu"},
+})
+pretrain_pairs(recipe, pairs, "run")
+model = load_vision_language_model("run")
+index = SearchIndex.build(model, pairs.part("test").images, "index")
+(best, *_) = index.search("a large red nine", top=3)
+assert best.match is not None
+assert ground(model, pairs.images.read(0), "a digit").heat.shape == (64, 64)
+assert not {"rasterio", "neurokit2", "matplotlib", "sentence_transformers", "pandas", "pydicom"} & set(sys.modules)
+print("found", len(index))
+"""
+
+
+def test_vision_language_alone_trains_and_searches(wheels: Path, tmp_path: Path) -> None:
+    programs = _install("mc-vision-language", tmp_path / "environment", wheels)
+    said = _run(programs / "python", "-c", VISION_LANGUAGE_ALONE, cwd=tmp_path)
+    assert said.splitlines()[-1] == "found 8"

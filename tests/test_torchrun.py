@@ -94,3 +94,42 @@ def test_two_processes_share_a_cohort_and_a_contrastive_batch(tmp_path: Path) ->
     assert load_recipe("mc_medical", run)["fit"]["accumulation"] == 4
     assert (tmp_path / "run.salt").exists()
     assert sorted(path.name for path in (run / "tokenizer").iterdir())[-1] == "tokenizer_config.json"
+
+
+@pytest.mark.slow
+def test_two_processes_share_pairs_and_a_queue(tmp_path: Path) -> None:
+    """Tokenizer and splits are made once, and both queues hold the keys of both processes."""
+    from PIL import Image
+
+    from mc_core.samples import digit_scenes
+
+    scenes, run = digit_scenes(40, size=32), tmp_path / "run"
+    lines = ["image,caption,split"]
+    for place, text in enumerate(scenes.captions):
+        Image.fromarray(scenes.images[place].permute(1, 2, 0).numpy()).save(tmp_path / f"{place}.png")
+        lines.append(f"{place}.png,{text},{'train' if place < 28 else 'test'}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "mc_vision_language_app", "pretrain", tmp_path / "pairs.csv", "--recipe", "albef-laptop"),
+            *("--out", run, "--json", "--batch", "8", "--fit.steps", "3", "--fit.device", "cpu", "--fit.workers", "0"),
+            *("--method.image.image-size", "32", "--method.image.patch-size", "16", "--method.image.width", "16"),
+            *("--method.image.heads", "2", "--method.text.hidden-size", "16", "--method.text.heads", "2"),
+            *("--method.dim", "8", "--method.queue-size", "20", "--augment.size", "32", "--fit.warmup-epochs", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["splits"]["train"]["images"] == 28
+    (checkpoint,) = CheckpointFolder(run / "checkpoints").paths()
+    state = load_state(checkpoint)["method"]
+    for name in ("image", "text"):
+        assert int(state[f"queues.{name}.cursor"][1]) == 20  # three steps of eight keys, of which twenty are held
+    assert (run / "tokenizer" / "tokenizer.json").exists()
+    assert (run / "model" / "model.safetensors").exists()

@@ -17,6 +17,8 @@ from mc_vision_language_app.pair_options import PairOptions
 from mc_vision_language_app.pretrain import read_pairs
 from mc_vision_language_app.runs import source_name
 
+LABELS = ("ITC R_m", "ITC i→t at 1", "re-ranked at 1", "re-ranked R_m", "ITM R_m")  # of the columns
+
 
 def run_ablate(
     source: str | None,
@@ -63,7 +65,7 @@ def run_ablate(
     if as_json:
         print_json(fields)
         return
-    heads = ["wrong captions", "", *(c.replace("_", " ") for c in COLUMNS)]
+    heads = ["wrong", "", *LABELS]
     print_table(
         f"{name}, {seeds} seeds, mean ± deviation; the best {k} are ranked again",
         heads,

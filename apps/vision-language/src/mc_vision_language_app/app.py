@@ -324,7 +324,15 @@ def export(
 
 @app.command
 def convert(
-    checkpoint: Path, out: Path, /, *, tokenizer: str | None = None, download: bool = False, json: _Json = False
+    checkpoint: Path,
+    out: Path,
+    /,
+    *,
+    tokenizer: str | None = None,
+    download: bool = False,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
+    json: _Json = False,
 ) -> None:
     """Make a model of this package from an official ALBEF checkpoint.
 
@@ -333,11 +341,21 @@ def convert(
         out: Folder to write.
         tokenizer: Folder or hub name of the tokenizer, bert-base-uncased's. Without it the model takes token ids alone.
         download: Fetch the tokenizer from the hub when it is not here.
+        image_heads: Attention heads of the image encoder, which a checkpoint does not say. Default: one for 64 features.
+        text_heads: The same of the text encoder and the fusion layers.
         json: Print one JSON object instead of lines.
     """
     from mc_vision_language_app.convert import run_convert
 
-    run_convert(checkpoint, out, tokenizer=tokenizer, download=download, as_json=json)
+    run_convert(
+        checkpoint,
+        out,
+        tokenizer=tokenizer,
+        download=download,
+        image_heads=image_heads,
+        text_heads=text_heads,
+        as_json=json,
+    )
 
 
 @app.command

@@ -10,13 +10,22 @@ from mc_vision_language.checkpoint import convert_albef_checkpoint
 from mc_vision_language.tokenizers import load_tokenizer
 
 
-def run_convert(checkpoint: Path, out: Path, *, tokenizer: str | None, download: bool, as_json: bool) -> None:
+def run_convert(
+    checkpoint: Path,
+    out: Path,
+    *,
+    tokenizer: str | None,
+    download: bool,
+    image_heads: int | None,
+    text_heads: int | None,
+    as_json: bool,
+) -> None:
     """Do it, and say what was made."""
     if out.exists():
         raise ConfigError(f"{out} exists; name another folder")
     words = None if tokenizer is None else load_tokenizer(tokenizer, download=download)
     with Status(f"reading {checkpoint.name}"):
-        model = convert_albef_checkpoint(checkpoint, tokenizer=words)
+        model = convert_albef_checkpoint(checkpoint, tokenizer=words, image_heads=image_heads, text_heads=text_heads)
         model.save(out, card={"title": checkpoint.stem, "description": f"Converted from {checkpoint.name}."})
     count = sum(one.numel() for one in model.parameters())
     image, text = model.config.image, model.config.text

@@ -1,0 +1,286 @@
+"""From images with captions to a model and back: every verb on a few scenes, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from mc_core.files import read_jsonl
+from mc_vision_language.model import load_vision_language_model
+
+
+def test_pretrain_says_what_it_found_and_leaves_a_whole_run(finished):
+    run, done = finished
+    found = done.json
+    assert found["metric"] == "retrieval_mean_recall"
+    assert set(found["baselines"]) == {"random_encoder"}
+    assert found["splits"]["train"] == {"images": 40, "captions": 41}
+    assert (found["images"], found["captions"]) == (20, 20)
+    trained = found["measured"]["trained"]
+    assert trained["k"] == 10
+    assert {"contrast", "reranked"} <= set(trained)
+    assert "reranked" not in found["measured"]["random_encoder"]
+    written = json.loads((run / "result.json").read_text())
+    assert written["measured"] == found["measured"]
+    assert read_jsonl(run / "metrics.jsonl")[-1]["step"] == 4
+    for name in ("recipe.yaml", "report.html", "pairs.json", "tokenizer/tokenizer.json", "model/model.safetensors"):
+        assert (run / name).stat().st_size > 0, name
+    for name in ("recalls.png", "search.png", "where.png"):
+        with Image.open(run / name) as picture:
+            assert picture.width > 300
+
+
+def test_the_same_command_again_trains_nothing_more_and_other_settings_are_refused(finished, captions, command, tiny):
+    run, done = finished
+    before = (run / "model" / "model.safetensors").read_bytes()
+    again = command("pretrain", captions, *tiny("--out", run, "--json")).json
+    assert (run / "model" / "model.safetensors").read_bytes() == before
+    assert again["measured"] == done.json["measured"]
+    refused = command("pretrain", captions, *tiny("--fit.lr", "0.5", "--out", run))
+    assert refused.code == 2
+    assert "lr" in refused.err
+
+
+def test_evaluate_finds_what_pretrain_found(finished, captions, command):
+    run, done = finished
+    found = command("evaluate", run, captions, "--json").json
+    assert found["measured"]["trained"] == done.json["measured"]["trained"]
+    everything = command("evaluate", run, captions, "--part", "all", "--draws", "0", "--json").json
+    assert everything["images"] == 60
+    table = command("evaluate", run, captions, "--draws", "20").out
+    assert "text → image, R@5" in table
+    assert "test split" in table
+
+
+def test_search_by_words_and_by_image(finished, captions, command, tmp_path):
+    run, _ = finished
+    images = captions.parent / "images"
+    found = command("search", run, images, "a large red nine", "--top", "3", "--out", tmp_path / "f.png", "--json")
+    assert len(found.json["found"]) == 3
+    assert found.json["images"] == 60
+    scores = [one["match"] for one in found.json["found"]]
+    assert scores == sorted(scores, reverse=True)
+    with Image.open(tmp_path / "f.png") as picture:
+        assert picture.width > 300
+    assert list((run / "index").iterdir())
+    quick = command("search", run, images, "a small blue two", "--top", "2", "--rerank", "0", "--json").json["found"]
+    assert [one["match"] for one in quick] == [None, None]
+    (tmp_path / "lines.txt").write_text("a dog\n\na large red nine\na dog\n")
+    told = command("search", run, tmp_path / "lines.txt", images / "00.png", "--json").json
+    assert sorted(one["text"] for one in told["found"]) == ["a dog", "a large red nine"]
+
+
+def test_vectors_of_images_and_texts(finished, captions, command, tmp_path):
+    run, _ = finished
+    model = load_vision_language_model(run)
+    assert command("embed", run, captions.parent / "images", "--out", tmp_path / "i.parquet").code == 0
+    table = pq.read_table(tmp_path / "i.parquet")
+    vectors = np.array(table["features"].to_pylist())
+    assert vectors.shape == (60, 8)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors[0], model.encode_image([table["image"][0].as_py()])[0], atol=1e-5)
+    texts = command("embed", run, captions, "--what", "text", "--out", tmp_path / "t.npz", "--json").json
+    assert (texts["rows"], texts["dimensions"]) == (61, 8)
+
+
+def test_ground_writes_a_picture_and_says_a_box(finished, captions, command, tmp_path):
+    photo = captions.parent / "images" / "00.png"
+    for mode in ("itm", "itc"):
+        done = command("ground", finished[0], photo, "a nine", "--mode", mode, "--out", tmp_path / "w.png", "--json")
+        x1, y1, x2, y2 = done.json["box"]
+        assert 0 <= x1 < x2 <= 32
+        assert 0 <= y1 < y2 <= 32
+        with Image.open(tmp_path / "w.png") as picture:
+            assert picture.width > 300
+
+
+def test_exports_are_read_back(finished, command, tmp_path):
+    run, _ = finished
+    onnx = command("export", run, "--out", tmp_path / "onnx", "--json").json
+    assert max(onnx[name]["max_abs_difference"] for name in ("image", "text", "match")) < 1e-4
+    assert (tmp_path / "onnx" / "match.onnx").is_file()
+    assert command("export", run, "--format", "timm", "--out", tmp_path / "image.safetensors").code == 0
+    assert load_file(tmp_path / "image.safetensors")
+
+
+def test_a_checkpoint_of_the_official_names_is_converted_and_used(captions, command, tiny, tmp_path):
+    patches = ["--method.image.stem", "patch", "--fit.steps", "1", "--out", tmp_path / "run"]
+    assert command("pretrain", captions, *tiny(*patches)).code == 0
+    out = tmp_path / "albef.safetensors"
+    assert command("export", tmp_path / "run", "--format", "albef", "--out", out).code == 0
+    assert "visual_encoder.patch_embed.proj.weight" in load_file(out)
+    words = tmp_path / "run" / "tokenizer"
+    heads = ["--image-heads", "2", "--text-heads", "2"]
+    done = command("convert", out, tmp_path / "model", "--tokenizer", words, *heads, "--json")
+    assert done.code == 0, done.err
+    photo = captions.parent / "images" / "00.png"
+    before, after = (load_vision_language_model(place) for place in (tmp_path / "run", tmp_path / "model"))
+    np.testing.assert_allclose(before.encode_image([photo]), after.encode_image([photo]), atol=1e-5)
+    np.testing.assert_allclose(before.encode_text(["a nine"]), after.encode_text(["a nine"]), atol=1e-5)
+
+
+QUESTIONS = ("what color is the digit?", "red"), ("how many digits are there?", "one")
+
+
+@pytest.fixture(scope="module")
+def answering(finished, captions, command, tmp_path_factory):
+    """A run that answers two questions about the scenes, and what the command printed."""
+    folder = tmp_path_factory.mktemp("answers")
+    rows = [
+        {"image": f"images/{place:02d}.png", "question": question, "answer": answer}
+        for place in range(60)
+        for question, answer in QUESTIONS
+    ]
+    (folder / "questions.json").write_text(json.dumps(rows))
+    out = folder / "run"
+    options = ["--task", "vqa", "--recipe", "albef-vqa-laptop", "--images", captions.parent, "--draws", "20"]
+    size = ["--augment.size", "32", "--fit.steps", "2", "--batch", "8", "--fit.warmup-epochs", "0"]
+    done = command("finetune", finished[0], folder / "questions.json", *options, *size, "--out", out, "--json")
+    return out, done
+
+
+def test_finetuned_for_questions_and_asked(answering, captions, command, tmp_path):
+    run, done = answering
+    assert done.code == 0, done.err
+    assert 0 <= done.json["trained"] <= 1
+    assert "question_only" in done.json["baselines"]
+    photo = captions.parent / "images" / "01.png"
+    asked = command("vqa", run, photo, "what color is the digit?", "--json").json
+    assert asked["answer"] in ("red", "one")
+    assert len(asked["answers"]) == 2
+    (tmp_path / "list.txt").write_text("one\nred\n")
+    assert command("vqa", run, photo, "how many?", "--answers", tmp_path / "list.txt", "--top", "1").code == 0
+    assert command("vqa", run, photo, "how many digits?", "--generate", "--json").json["generated"]
+
+
+def test_every_task_is_trained_on_the_sample_and_measured(command, tiny, tmp_path, monkeypatch):
+    """A pretrained run of the sample's own size, one step of each task, on few scenes."""
+    from mc_vision_language import sample
+
+    monkeypatch.setattr(sample, "COUNTS", {"train": 48, "validation": 12, "test": 16})
+
+    run = tmp_path / "run"
+    done = command("pretrain", *tiny("--fit.steps", "1", "--out", run))
+    assert done.code == 0, done.err
+    size = ["--augment.size", "32", "--fit.steps", "1", "--batch", "8", "--fit.warmup-epochs", "0", "--draws", "10"]
+    for task in ("retrieval", "nlvr2", "entailment", "grounding"):
+        extra = ["--assignment", "sample", "--scratch"] if task == "nlvr2" else []
+        found = command("finetune", run, "--task", task, *size, *extra, "--json")
+        assert found.code == 0, found.err
+        assert 0 <= found.json["trained"] <= 1
+        again = command("evaluate", f"{run}-{task}", "--draws", "10", "--json")
+        assert again.code == 0, again.err
+        assert again.json["trained"] == pytest.approx(found.json["trained"])
+    from mc_core.samples import digit_scenes
+
+    photo = tmp_path / "photo.png"
+    Image.fromarray(digit_scenes(1, size=32).images[0].permute(1, 2, 0).numpy()).save(photo)
+    judged = command("judge", f"{run}-entailment", "the digit is red", photo, "--json").json
+    assert sum(judged["probability"].values()) == pytest.approx(1, abs=1e-3)
+    two = command("judge", f"{run}-nlvr2", "both are red", photo, photo, "--json").json
+    assert two["judgement"] in ("true", "false")
+    wrong = command("judge", f"{run}-nlvr2", "both are red", photo)
+    assert wrong.code == 2
+    assert "about two" in wrong.err
+
+
+def test_ablation_of_one_seed(captions, command, tiny, tmp_path):
+    (tmp_path / "small.yaml").write_text(command("pretrain", *tiny("--print-recipe")).out)
+    options = ["--recipe", tmp_path / "small.yaml", "--seeds", "1", "--noise", "0.5", "--steps", "1"]
+    done = command("ablate", captions, *options, "--out", tmp_path / "rows", "--json")
+    assert done.code == 0, done.err
+    assert [row["row"] for row in done.json["rows"]][:3] == ["random encoder", "MLM + ITM", "ITC alone"]
+    again = command("ablate", captions, *options, "--out", tmp_path / "rows").out
+    assert "MLM + ITM" in again
+
+
+def test_the_recipe_is_printed_with_options_in_place(command):
+    done = command("pretrain", "--recipe", "albef", "--batch", "128", "--print-recipe")
+    assert "batch_size: 128" in done.out
+    assert "queue_size: 65536" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch", "1"], "1 pair"),
+        (["--batch", "16", "--fit.batch-size", "32"], "give one of them"),
+        (["--batch", "64"], "larger than the data"),
+        (["--method.hard-negative-strength", "2"], "hard-negative-strength"),
+        (["--recipe", "albeef"], "albef"),
+        (["--method.image.name", "resnet18"], "patch"),
+        (["--augment.size", "48"], "48"),
+    ],
+)
+def test_options_that_cannot_work_end_in_one_line(command, captions, tiny, tmp_path, options, said):
+    done = command("pretrain", captions, *tiny(*options, "--out", tmp_path / "run"))
+    assert done.code == 2, done.err
+    assert said in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_does_not_fit_and_a_text_encoder_that_is_not_there(command, captions, tiny, tmp_path):
+    done = command("pretrain", captions, *tiny("--method.text.name", tmp_path / "bert", "--out", tmp_path / "run"))
+    assert done.code == 2
+    assert str(tmp_path / "bert") in " ".join(done.err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_images_are_counted_listed_and_allowed(command, tiny, rewritten, tmp_path):
+    def spoil(rows):
+        rows[3]["image"] = "images/gone.png"
+        rows[4]["caption"] = " "
+
+    table, images = rewritten(spoil)
+    refused = command("pretrain", table, *images, *tiny("--out", tmp_path / "run"))
+    assert refused.code == 2
+    assert "--max-bad" in refused.err
+    assert not (tmp_path / "run").exists()
+    done = command("pretrain", table, *images, *tiny("--max-bad", "0.2", "--fit.steps", "1", "--out", tmp_path / "run"))
+    assert done.code == 0, done.err
+    assert "gone.png" in " ".join(done.err.split())
+    assert sum(json.loads((tmp_path / "run" / "pairs.json").read_text())["left_out"].values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search", "RUN", "nowhere", "a dog"], "nowhere"),
+        (["search", "RUN", "IMAGES", " "], "no words"),
+        (["search", "RUN", "LIST", "nowhere.png"], "no such image"),
+        (["ground", "RUN", "nowhere.png", "a dog"], "no such file"),
+        (["vqa", "RUN", "LIST", "why?"], "answers no questions"),
+        (["judge", "RUN", "it rains", "LIST"], "judges no sentences"),
+        (["embed", "RUN", "IMAGES", "--out", "x.csv"], ".parquet or .npz"),
+        (["evaluate", "RUN"], "say which pairs"),
+        (["evaluate", "nowhere"], "no such run folder"),
+        (["finetune", "RUN", "LIST", "--task", "vqa"], "question"),
+        (["convert", "LIST", "out"], "captions.csv"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(command, finished, captions, arguments, said):
+    known = {"RUN": finished[0], "LIST": captions, "IMAGES": captions.parent / "images"}
+    done = command(*(known.get(argument, argument) for argument in arguments))
+    assert done.code == 2, done.err
+    assert said in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys, mc_vision_language_app.app as a, contextlib, io\n"
+        "for verb in ('pretrain', 'finetune'):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        a.run([verb, '--help'])\n"
+        "print(sorted(m for m in ('torch', 'transformers', 'timm', 'sklearn', 'PIL', 'matplotlib') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout
