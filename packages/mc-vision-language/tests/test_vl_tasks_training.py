@@ -193,6 +193,18 @@ def test_words_of_questions_enter_the_vocabulary(model):
     torch.testing.assert_close(new[len(old)], old[list(grown.pieces[0])].mean(0))
 
 
+def test_every_answer_can_be_told_from_every_other(scenes, model, tmp_path):
+    """Number words are compared as digits, which a tokenizer made from captions has never seen."""
+    found = finetune_task("vqa", model, scene_questions(scenes), recipe("albef-vqa-laptop"), tmp_path, draws=0).model
+    assert isinstance(found, VQAModel)
+    tokens = found.answer_tokens(found.answers)
+    assert {"2", "7"} <= set(found.answers)
+    assert len({tuple(row) for row in tokens.ids.tolist()}) == len(found.answers)
+    assert found.tokenizer.unk_token_id not in tokens.ids
+    rare = with_words(model.tokenizer, [], needed=["once"])
+    assert rare.tokenizer.tokenize("once") == ["once"]
+
+
 def test_larger_pictures_keep_the_table_of_positions(model):
     table = torch.arange(1 * 5 * 2, dtype=torch.float32).view(1, 5, 2)
     same = resized_places(table, (2, 2), (2, 2), 1)

@@ -128,7 +128,9 @@ def finetune_task(
     join_processes(recipe.fit)
     run_dir = Path(run_dir)
     train, held_out = rows.part("train"), rows.part(part)
-    model = _with_words(model, _grown(model, train))
+    if isinstance(train, Questions):  # of which every word is a token, else some could not be told apart
+        answers = answers or AnswerList.of(train.answers, recipe.method.answers)
+    model = _with_words(model, _grown(model, train, answers))
     seconds = 0.0
     start: VisionLanguageModel | AssignmentModel = model
     if task == "nlvr2" and pairs is not None:
@@ -208,10 +210,9 @@ def load_task_model(place: Path | str, *, device: str | torch.device = "cpu") ->
 
 
 def task_texts(rows: TaskRows | Pairs) -> list[str]:
-    """All texts of a task's rows, answers included."""
+    """All texts of a task's rows as the model meets them; answers not included."""
     texts: Sequence[str] = rows.captions if isinstance(rows, Pairs) else getattr(rows, "texts", ())
-    answers = [answer for given in getattr(rows, "answers", ()) for answer in given]
-    return [clean_caption(text) for text in (*texts, *answers)]
+    return [clean_caption(text) for text in texts]
 
 
 def _check(task: str, rows: Any, recipe: Recipe[Any]) -> None:
@@ -223,13 +224,13 @@ def _check(task: str, rows: Any, recipe: Recipe[Any]) -> None:
         raise ConfigError(f"the recipe is of {recipe.system}, not of {task}: take albef-{task}, or its own file")
 
 
-def _grown(model: VisionLanguageModel, train: TaskRows | Pairs) -> Grown | None:
+def _grown(model: VisionLanguageModel, train: TaskRows | Pairs, answers: AnswerList | None) -> Grown | None:
     """More words, for a tokenizer that was made from captions."""
     if model.tokenizer is None:
         raise ConfigError("this model has no tokenizer: load it from its run")
     if model.config.text.name is not None:
         return None
-    return with_words(model.tokenizer, task_texts(train))
+    return with_words(model.tokenizer, task_texts(train), needed=() if answers is None else answers.answers)
 
 
 def _with_words(model: VisionLanguageModel, grown: Grown | None) -> VisionLanguageModel:
@@ -276,7 +277,8 @@ def _train(
         made = MODELS[task](config, start.tokenizer)
         made.start_from(start)
     if task == "vqa":
-        made.answers = (answers or AnswerList.of(train.answers, config.answers)).answers
+        assert answers is not None
+        made.answers = answers.answers
         made.ranked(len(made.answers))  # more ranked than there are is said before anything is written
     data = _data(task, made, train, recipe)
     StepPlan(len(data), recipe.fit.batch_size, 0)  # and so are too few rows

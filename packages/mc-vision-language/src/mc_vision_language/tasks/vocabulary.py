@@ -33,13 +33,16 @@ class Grown(NamedTuple):
     pieces: tuple[tuple[int, ...], ...]
 
 
-def with_words(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, most: int = MOST) -> Grown:
-    """Make entries of words that occur at least twice and have no entry.
+def with_words(
+    tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, needed: Iterable[str] = (), most: int = MOST
+) -> Grown:
+    """Make entries of words that occur at least twice, or are needed, and have no entry.
 
     Args:
         tokenizer: of our own kind; it stays as it is.
         texts: cleaned.
-        most: new entries at most, the most frequent first.
+        needed: texts whose words are made entries however rare they are, such as the answers to choose from.
+        most: new entries at most, needed ones first, then the most frequent.
 
     >>> from mc_vision_language.tokenizers import train_tokenizer
     >>> old = train_tokenizer(["a red house"], 64)
@@ -48,9 +51,9 @@ def with_words(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, most
     (['a', '##r', '##e', 'red'], ['are', 'red'], 2)
     """
     counts = Counter(word for text in texts for word in text.split())
-    frequent = sorted(
-        (word for word, times in counts.items() if times >= _TWICE), key=lambda word: (-counts[word], word)
-    )
+    wanted = dict.fromkeys(word for text in needed for word in text.split())
+    common = (word for word, times in counts.items() if times >= _TWICE and word not in wanted)
+    frequent = [*wanted, *sorted(common, key=lambda word: (-counts[word], word))]
     pieces = tokenizer(frequent, add_special_tokens=False).input_ids if frequent else []
     unknown = tokenizer.unk_token_id
     new = [
