@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,27 @@ from mc_vision_language.data.statements import Entailments, Statements
 _AGAIN = 0xA6A
 
 
-def scene_questions(scenes: Mapping[str, DigitScenes], *, per_scene: int = 4, seed: int = 0) -> Questions:
+def scene_questions(
+    scenes: Mapping[str, DigitScenes],
+    *,
+    per_scene: int = 4,
+    seed: int = 0,
+    kinds: Sequence[str] = samples.QUESTION_KINDS,
+) -> Questions:
     """Questions about scenes, by split; see :func:`mc_core.samples.questions`.
+
+    Args:
+        scenes: by split.
+        per_scene: most questions about each.
+        seed: another seed, other questions.
+        kinds: of questions.
 
     >>> from mc_core.samples import digit_scenes
     >>> asked = scene_questions({"train": digit_scenes(3, size=32, digits=(2, 3))}, per_scene=2)
     >>> len(asked), len(asked.answers[0])
     (6, 1)
     """
-    found = {part: samples.questions(one, per_scene=per_scene, seed=seed) for part, one in scenes.items()}
+    found = {part: samples.questions(one, per_scene=per_scene, seed=seed, kinds=kinds) for part, one in scenes.items()}
     texts = tuple(text for one in found.values() for text in one.text)
     return Questions(
         *_pictures(scenes),

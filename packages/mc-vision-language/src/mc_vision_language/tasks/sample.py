@@ -12,6 +12,8 @@ from mc_vision_language.sample import COUNTS, DIGITS, sample_pairs, sample_scene
 SampleTask = Literal["retrieval", "vqa", "nlvr2", "entailment", "grounding"]
 _SEVERAL = (2, DIGITS[1])
 """Digits of a scene where one alone would leave nothing to find: a phrase could only mean that."""
+QUESTIONS = ("color", "size", "count", "exists", "digit")
+"""Kinds of questions that a small model can learn to answer; those about two digits at once take longer training."""
 _AGAIN = 2
 """Sentences about each scene, or each two."""
 
@@ -37,7 +39,7 @@ def sample_task_rows(task: SampleTask, *, seed: int = 0, counts: dict[str, int] 
     if task == "retrieval":
         return sample_pairs(seed=seed, counts=counts)
     if task == "vqa":
-        return scene_questions(_scenes(counts, seed), seed=seed)
+        return scene_questions(_scenes(counts, seed), seed=seed, kinds=QUESTIONS)
     if task == "nlvr2":
         return scene_statements(_scenes(counts, seed), per_pair=_AGAIN, seed=seed)
     if task == "entailment":
