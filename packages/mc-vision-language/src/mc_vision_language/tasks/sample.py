@@ -7,10 +7,11 @@ from typing import Any, Literal
 from mc_core.errors import ConfigError, closest
 from mc_core.samples import DigitScenes
 from mc_vision_language.data.scene_tasks import scene_entailments, scene_phrases, scene_questions, scene_statements
-from mc_vision_language.sample import COUNTS, DIGITS, sample_pairs, sample_scenes
+from mc_vision_language.sample import COUNTS, sample_pairs, sample_scenes
 
 SampleTask = Literal["retrieval", "vqa", "nlvr2", "entailment", "grounding"]
-_SEVERAL = (2, DIGITS[1])
+_FEW = (1, 2)
+_SEVERAL = (2, 2)
 """Digits of a scene where one alone would leave nothing to find: a phrase could only mean that."""
 QUESTIONS = ("color", "size", "count", "exists", "digit")
 """Kinds of questions that a small model can learn to answer; those about two digits at once take longer training."""
@@ -50,6 +51,6 @@ def sample_task_rows(task: SampleTask, *, seed: int = 0, counts: dict[str, int] 
     raise ConfigError(f"no task '{task}': did you mean {closest(task, known)}?")
 
 
-def _scenes(counts: dict[str, int] | None, seed: int, digits: tuple[int, int] = DIGITS) -> dict[str, DigitScenes]:
+def _scenes(counts: dict[str, int] | None, seed: int, digits: tuple[int, int] = _FEW) -> dict[str, DigitScenes]:
     wanted = COUNTS if counts is None else counts
     return {part: sample_scenes(part, seed=seed, count=count, digits=digits) for part, count in wanted.items()}
