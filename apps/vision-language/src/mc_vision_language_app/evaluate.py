@@ -9,8 +9,8 @@ from mc_core.cli import Status, print_json
 from mc_core.runs import pick_device
 from mc_vision_language_app.measure import RANDOM, TRAINED, compare, show
 from mc_vision_language_app.pair_options import PairOptions
-from mc_vision_language_app.runs import open_run
-from mc_vision_language_app.tasks import evaluate_task, task_of_run
+from mc_vision_language_app.runs import open_run, task_of_run
+from mc_vision_language_app.tasks import evaluate_task
 
 
 def run_evaluate(
@@ -26,7 +26,7 @@ def run_evaluate(
     as_json: bool,
 ) -> None:
     """Do it, and print the table."""
-    if (task := task_of_run(run)) is not None and task != "retrieval":
+    if (task := task_of_run(run)) is not None:
         evaluate_task(run, task, source, options, part=part, draws=draws, device=device, as_json=as_json)
         return
     opened = open_run(run, pick_device(device))

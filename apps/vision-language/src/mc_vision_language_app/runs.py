@@ -18,8 +18,9 @@ from mc_core.listing import walk
 from mc_core.runs import need_run_folder
 from mc_vision_language.data import FileImages, ImageSet, Pairs, TarImages, open_pairs
 from mc_vision_language.data.options import CaptionOptions, SplitOptions
+from mc_vision_language.methods import METHODS
 from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
-from mc_vision_language.recipe import Recipe, resolve_recipe
+from mc_vision_language.recipe import Recipe, resolve_recipe, system_of
 from mc_vision_language.sample import SAMPLE, sample_pairs
 from mc_vision_language.tokenizers import load_tokenizer
 from mc_vision_language.training import PAIRS_FILE, TOKENIZER_FOLDER, build_method, untrained_model
@@ -90,7 +91,8 @@ def open_run(folder: Path, device: torch.device) -> OpenedRun:
         DataError: no such folder. CheckpointError: nothing in it, or damaged.
     """
     need_run_folder(folder, command=COMMAND)
-    recipe = resolve_recipe(folder) if (folder / "recipe.yaml").is_file() else None
+    task = task_of_run(folder)
+    recipe = resolve_recipe(folder) if task is None and (folder / "recipe.yaml").is_file() else None
     if recipe is None or (folder / "model" / "config.json").is_file():
         return OpenedRun(folder, load_vision_language_model(folder, device=device), recipe, device)
     state = CheckpointFolder(folder / "checkpoints").load_newest()
@@ -100,6 +102,14 @@ def open_run(folder: Path, device: torch.device) -> OpenedRun:
     method.load_state_dict(state["method"])
     _log.info("the run is not finished: this is step %d", state["step"])
     return OpenedRun(folder, method.model.to(device).eval(), recipe, device)
+
+
+def task_of_run(folder: Path) -> str | None:
+    """The task that a run was trained for; None for a pretrained one, or a saved model."""
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    system = system_of(folder)
+    return None if system in METHODS.names else system
 
 
 def opened(source: str, options: PairOptions, captions: CaptionOptions, split: SplitOptions) -> Pairs:

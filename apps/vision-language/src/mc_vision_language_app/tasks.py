@@ -23,7 +23,7 @@ from mc_vision_language.data.questions import AnswerList, open_questions
 from mc_vision_language.data.statements import open_entailments, open_statements
 from mc_vision_language.sample import SAMPLE, sample_pairs
 from mc_vision_language.tasks.measure import TaskScores
-from mc_vision_language.tasks.recipe import resolve_task_recipe, task_of
+from mc_vision_language.tasks.recipe import resolve_task_recipe
 from mc_vision_language.tasks.sample import sample_task_rows
 from mc_vision_language.tasks.training import finetune_task, load_task_model, measure_task
 from mc_vision_language_app.answer import lines_of
@@ -52,15 +52,6 @@ class FinetuneOptions:
     json: bool
     print_recipe: bool
     sections: Mapping[str, Any]
-
-
-def task_of_run(folder: Path) -> str | None:
-    """The task that a run was trained for; None for a pretrained one."""
-    recipe = folder / "recipe.yaml"
-    if not recipe.is_file():
-        return None
-    task = task_of(folder)
-    return task if task in RECIPES else None
 
 
 def run_finetune(options: FinetuneOptions) -> None:
