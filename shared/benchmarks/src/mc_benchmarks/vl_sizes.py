@@ -23,4 +23,4 @@ SIZES: dict[str, dict[str, Any]] = {
         "dim": 256,
     },
 }
-"""The recipe albef-laptop; DeiT-S with text and fusion layers of its width; the paper's."""
+"""A small one of ours for 64 pixels; DeiT-S with text and fusion layers of its width; the paper's."""

@@ -10,10 +10,10 @@ from mc_vision_language.data.scene_tasks import scene_entailments, scene_phrases
 from mc_vision_language.sample import COUNTS, sample_pairs, sample_scenes
 
 SampleTask = Literal["retrieval", "vqa", "nlvr2", "entailment", "grounding"]
-_FEW = (1, 2)
+_FEW = (1, 1)
 _SEVERAL = (2, 2)
 """Digits of a scene where one alone would leave nothing to find: a phrase could only mean that."""
-QUESTIONS = ("color", "size", "count", "exists", "digit")
+QUESTIONS = ("color", "size", "exists", "digit")
 """Kinds of questions that a small model can learn to answer; those about two digits at once take longer training."""
 _AGAIN = 2
 """Sentences about each scene, or each two."""
