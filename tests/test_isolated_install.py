@@ -351,7 +351,7 @@ model = load_vision_language_model("run")
 index = SearchIndex.build(model, pairs.part("test").images, "index")
 (best, *_) = index.search("a large red nine", top=3)
 assert best.match is not None
-assert ground(model, pairs.images.read(0), "a digit").heat.shape == (64, 64)
+assert ground(model, pairs.images.read(0), "a digit").heat.shape == (32, 32)
 assert not {"rasterio", "neurokit2", "matplotlib", "sentence_transformers", "pandas", "pydicom"} & set(sys.modules)
 print("found", len(index))
 """

@@ -7,7 +7,7 @@ from mc_benchmarks.contract import load_report
 from mc_benchmarks.vl_tasks import ASSIGNED, BLIND, COLUMNS, run_vl_tasks
 
 TINY = {
-    "image": {"image_size": 64, "patch_size": 16, "width": 16, "depth": 1, "heads": 2, "stem": "patch"},
+    "image": {"image_size": 32, "patch_size": 16, "width": 16, "depth": 1, "heads": 2, "stem": "patch"},
     "text": {"text_layers": 1, "fusion_layers": 1, "hidden_size": 16, "heads": 2, "max_length": 16},
     "dim": 8,
     "queue_size": 16,

@@ -82,7 +82,8 @@ def finetune(
             Default: albef-TASK as published, or its laptop form for the digit scenes.
         out: Run folder. Default: RUN-TASK.
         batch: Rows of an optimizer step (as --fit.batch-size).
-        assignment: Of nlvr2: pairs of images and captions for the stage of text assignment before it, or "sample". Default: none.
+        assignment: Of nlvr2: pairs of images and captions for the stage of text assignment before it, or "sample"; options of
+            the training hold for both. Default: none.
         scratch: Train the same from random weights too, as a baseline.
         draws: Of the bootstrap over images.
         json: Print the result as one JSON object instead of tables.

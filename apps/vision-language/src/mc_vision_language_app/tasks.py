@@ -78,7 +78,7 @@ def run_finetune(options: FinetuneOptions) -> None:
         pairs = assignment = None
         if options.task == "nlvr2" and options.assignment is not None:
             pairs = sample_pairs() if options.assignment == "sample" else open_pairs(options.assignment)
-            assignment = resolve_task_recipe("albef-ta-laptop" if small else "albef-ta", _sizes(recipe))
+            assignment = resolve_task_recipe("albef-ta-laptop" if small else "albef-ta", _sizes(recipe, changes))
         found = finetune_task(
             options.task,  # type: ignore[arg-type]
             start.model,
@@ -197,5 +197,6 @@ def show_scores(scores: TaskScores, title: str) -> None:
         )
 
 
-def _sizes(recipe: Any) -> dict[str, Any]:
-    return {"augment": {"size": recipe.augment.size}, "fit": {"device": recipe.fit.device, "seed": recipe.fit.seed}}
+def _sizes(recipe: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the stage before: images of the same size, and what was typed of the training."""
+    return {"augment": {"size": recipe.augment.size}, "fit": dict(changes.get("fit", {}))}

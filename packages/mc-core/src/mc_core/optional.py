@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from mc_core.errors import MissingDependencyError
 
@@ -31,3 +32,20 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         raise MissingDependencyError(
             f"the package '{top}' is needed to {purpose}: pip install \"{extra}\"", name=error.name
         ) from error
+
+
+class Deferred:
+    """A module that is imported when something of it is first asked for, so that what holds it imports without the package.
+
+    Args:
+        module, extra, purpose: see :func:`require`, which raises at that moment.
+
+    >>> Deferred("json", extra="nothing", purpose="read JSON").loads("[1]")
+    [1]
+    """
+
+    def __init__(self, module: str, *, extra: str, purpose: str) -> None:
+        self._module, self._extra, self._purpose = module, extra, purpose
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(require(self._module, extra=self._extra, purpose=self._purpose), name)

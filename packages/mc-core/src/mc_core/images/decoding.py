@@ -17,14 +17,14 @@ import numpy as np
 
 from mc_core.errors import BadSampleError, DataError, McError
 from mc_core.images.formats import EXTENSIONS, IMAGE_EXTENSIONS
-from mc_core.optional import require
+from mc_core.optional import Deferred
 
 if TYPE_CHECKING:
     from PIL import Image, ImageOps, TiffImagePlugin
 else:
-    Image = require("PIL.Image", extra="pillow", purpose="read images")
-    ImageOps = require("PIL.ImageOps", extra="pillow", purpose="read images")
-    TiffImagePlugin = require("PIL.TiffImagePlugin", extra="pillow", purpose="read images")
+    Image = Deferred("PIL.Image", extra="pillow", purpose="read images")
+    ImageOps = Deferred("PIL.ImageOps", extra="pillow", purpose="read images")
+    TiffImagePlugin = Deferred("PIL.TiffImagePlugin", extra="pillow", purpose="read images")
 
 __all__ = ["IMAGE_EXTENSIONS", "decode", "read_file", "stored_header", "to_8_bit", "to_channels", "upright"]
 
