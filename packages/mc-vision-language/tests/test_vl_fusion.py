@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import gelu, layer_norm
 
 from mc_core.errors import ConfigError, DataError
-from mc_vision_language.fusion import FusionEncoder, FusionLayer, KeyValue, self_mask
+from mc_vision_language.fusion import FusionEncoder, FusionLayer, ImageKeys, KeyValue, self_mask
 
 B, L, N, H, HIDDEN, WIDTH = 3, 6, 5, 2, 8, 12
 MASK = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
@@ -222,3 +222,17 @@ def test_keys_know_their_length():
     key = torch.zeros(4, 1, 2, 3)
     assert len(FusionEncoder(4, 1, 8, 6, layers=1).keys(torch.zeros(4, 2, 6))) == 4
     assert KeyValue(key, key).key is key
+
+
+def test_gradients_of_repeated_rows_do_not_depend_on_the_order_of_threads():
+    """Plain indexing adds repeated rows up in an order that varies from call to call, and a run would not end in the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        key = torch.randn(64, 17, 64, requires_grad=True)
+        rows, pull = torch.randint(0, 64, (192,)), torch.randn(192, 17, 64)
+        taken = [ImageKeys((KeyValue(key, key),)).take(rows).layers[0].key for _ in range(30)]
+        found = {torch.autograd.grad(one, key, pull)[0].numpy().tobytes() for one in taken}
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1

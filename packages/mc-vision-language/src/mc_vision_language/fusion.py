@@ -53,7 +53,9 @@ class ImageKeys:
     def take(self, rows: Tensor) -> ImageKeys:
         """Those of these rows, in this order, with repetition: (B′,) int64."""
         mask = None if self.mask is None else self.mask[rows]
-        return replace(self, layers=tuple(KeyValue(k[rows], v[rows]) for k, v in self.layers), mask=mask)
+        # index_select: where rows repeat, the backward pass of plain indexing adds up in an order that varies with threads
+        layers = tuple(KeyValue(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.layers)
+        return replace(self, layers=layers, mask=mask)
 
 
 class Attention(nn.Module):

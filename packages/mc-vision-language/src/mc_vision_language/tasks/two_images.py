@@ -79,5 +79,5 @@ def paired_keys(fusion: FusionEncoder, tokens: Tensor, first: Tensor, second: Te
     for layer in fusion.layers[::2]:
         assert isinstance(layer, FusionLayer)
         key, value = layer.cross_attention.project(tokens)
-        found += [KeyValue(key[rows], value[rows]) for rows in (first, second)]
+        found += [KeyValue(key.index_select(0, rows), value.index_select(0, rows)) for rows in (first, second)]
     return ImageKeys(tuple(found))

@@ -209,7 +209,7 @@ class ALBEF(Method):
 
     def _fused(self, states: Tensor, mask: Tensor, keys: ImageKeys, texts: Tensor, images: Tensor) -> Tensor:
         """(R, h) first tokens of R pairs of a text and an image."""
-        return self.backbone.fuse_first(states[texts], mask[texts], keys.take(images))
+        return self.backbone.fuse_first(states.index_select(0, texts), mask[texts], keys.take(images))
 
     def _negatives(
         self, logits: Tensor, same: Tensor, stream: int, batch: Batch, progress: Progress
