@@ -158,8 +158,8 @@ def read_index(folder: Path, model: str | None = None) -> IndexFiles:
     try:
         listed = read_json(folder / described["files"]["pictures"])
         arrays = {
-            part: np.memmap(
-                folder / described["files"][part], _dtype(part, described["stored"]), "r", shape=tuple(shape)
+            part: np.memmap(  # "c": torch reads what it could write to, and nothing would reach the file
+                folder / described["files"][part], _dtype(part, described["stored"]), "c", shape=tuple(shape)
             )
             for part, shape in described["shapes"].items()
         }

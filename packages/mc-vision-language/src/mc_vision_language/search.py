@@ -178,7 +178,8 @@ class SearchIndex:
         if not text.strip():
             raise DataError("no words to search for")
         caption = Captions(self.model, [text])
-        cosine_N = np.asarray(self.files.features) @ caption.features[0]
+        # by torch, as the text encoder: NumPy's threads would wait for work and take the cores from those of torch
+        cosine_N = torch.mv(torch.from_numpy(self.files.features), torch.from_numpy(caption.features[0])).numpy()
         best = shortlist(cosine_N[None], max(top, rerank))[0]
         match: dict[int, float] = {}
         if rerank:
