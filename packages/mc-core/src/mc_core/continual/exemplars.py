@@ -1,13 +1,13 @@
 """A small memory of old samples: which rows of which task are kept. Pure functions of features, sizes and a seed.
 
-Legend: n samples of a task, D width of their features, T tasks, k clusters, C capacity of the memory.
+A memory is (m, 2) int64 of (task, row), both from 0, as :func:`mc_core.continual.sequence.fit_tasks` carries it.
+
+Legend: n samples of a task, D width of their features, k clusters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,94 +19,34 @@ _STREAM, _CENTRES = 0xE7E0, 0xE7E1
 _BLOCK = 1 << 24  # distances held at once
 
 
-@dataclass(frozen=True)
-class Exemplars:
-    """Rows of tasks that are over, as (task, row).
-
-    Attributes:
-        capacity: how many may be kept.
-        tasks: (m,) int64, m ≤ capacity.
-        rows: (m,) int64, within the task's data; those of a task in the order in which they are given up, the last first.
-        sizes: samples of each task seen.
-
-    >>> memory = Exemplars.empty(2).add(5, reservoir, seed=0)
-    >>> len(memory), memory.sizes, memory.of(0).tolist() == memory.rows.tolist()
-    (2, (5,), True)
-    """
-
-    capacity: int
-    tasks: np.ndarray
-    rows: np.ndarray
-    sizes: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.tasks) != len(self.rows) or len(self.rows) > self.capacity:
-            raise DataError(f"{len(self.rows)} rows of {len(self.tasks)} tasks in a memory of {self.capacity}")
-
-    @classmethod
-    def empty(cls, capacity: int) -> Exemplars:
-        """Nothing yet.
-
-        Raises:
-            ConfigError: a capacity below 1.
-        """
-        if capacity < 1:
-            raise ConfigError(f"a memory of {capacity} samples: take 1 or more, or a method without memory")
-        return cls(capacity, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def of(self, task: int) -> np.ndarray:
-        """Rows kept of a task."""
-        return self.rows[self.tasks == task]
-
-    def add(self, size: int, choose: Callable[..., Exemplars], **options: Any) -> Exemplars:
-        """After a task of ``size`` samples: ``choose`` is :func:`reservoir` or :func:`proportional`."""
-        return choose(self, size, **options)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "capacity": self.capacity,
-            "tasks": self.tasks.tolist(),
-            "rows": self.rows.tolist(),
-            "sizes": list(self.sizes),
-        }
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Exemplars:
-        """Back from JSON."""
-        tasks, rows = (np.asarray(content[name], dtype=np.int64) for name in ("tasks", "rows"))
-        return cls(int(content["capacity"]), tasks, rows, tuple(content["sizes"]))
-
-
-def reservoir(memory: Exemplars, size: int, *, seed: int) -> Exemplars:
-    """The memory after another task: each sample of all tasks so far is in it with the same chance.
+def reservoir(held: np.ndarray, sizes: Sequence[int], capacity: int, *, seed: int) -> np.ndarray:
+    """(m, 2) what is held after the last task: each sample of all tasks so far with the same chance.
 
     Algorithm R of Vitter (1985): the i-th sample ever seen, from 0, draws j in 0 … i and takes place j where that is in the memory.
     The draw is a function of (seed, i) alone.
 
     Args:
-        memory: before the task.
-        size: samples of the task.
-        seed: of the run.
+        held: (n, 2) of (task, row), as after the task before.
+        sizes: samples of each task seen, the last one included.
+        capacity: places, at least 1.
+        seed: of the draws.
 
-    >>> reservoir(Exemplars.empty(10), 3, seed=0).rows.tolist()
-    [0, 1, 2]
+    Raises:
+        ConfigError: a capacity below 1. DataError: a memory that is not that of the tasks before.
+
+    >>> reservoir(np.zeros((0, 2), np.int64), [3], 10, seed=0).tolist()
+    [[0, 0], [0, 1], [0, 2]]
     """
-    start, capacity = sum(memory.sizes), memory.capacity
-    tasks, rows = (
-        np.concatenate([old, np.zeros(capacity - len(memory), np.int64)]) for old in (memory.tasks, memory.rows)
-    )
+    start, size = sum(sizes[:-1]), sizes[-1]
+    _check(held, min(start, capacity), capacity)
+    places = np.zeros((capacity, 2), dtype=np.int64)
+    places[: len(held)] = held
     ever = np.arange(start, start + size)
     place = np.where(ever < capacity, ever, _places(ever, seed))
     taken = place < capacity
     # of several samples that take one place, the last stays
-    tasks[place[taken]] = len(memory.sizes)
-    rows[place[taken]] = (ever - start)[taken]
-    filled = min(capacity, start + size)
-    return Exemplars(capacity, tasks[:filled], rows[:filled], (*memory.sizes, size))
+    places[place[taken]] = np.stack([np.full(size, len(sizes) - 1), ever - start], axis=1)[taken]
+    return places[: min(capacity, start + size)]
 
 
 def _places(ever: np.ndarray, seed: int) -> np.ndarray:
@@ -118,7 +58,7 @@ def _places(ever: np.ndarray, seed: int) -> np.ndarray:
 def quotas(sizes: Sequence[int], capacity: int) -> list[int]:
     """Places of each task, in proportion to its size, by largest remainder; never more than it has samples.
 
-    Source: CTP's herding and k-means memories (its page of constants: 10,000 · n_t / Σ n).
+    Source: the herding and k-means memories of CTP's official code (10,000 · n_t / Σ n).
 
     >>> quotas([60, 30, 10], 10), quotas([2, 2], 10)
     ([6, 3, 1], [2, 2])
@@ -133,33 +73,45 @@ def quotas(sizes: Sequence[int], capacity: int) -> list[int]:
     return shares.tolist()
 
 
-def proportional(memory: Exemplars, size: int, *, ranked: Callable[[int], np.ndarray]) -> Exemplars:
-    """The memory after another task, divided anew in proportion to the sizes: older tasks keep their first rows.
+def proportional(
+    held: np.ndarray, sizes: Sequence[int], capacity: int, ranked: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """(m, 2) what is held after the last task, divided anew in proportion to the sizes: older tasks keep their first rows.
 
     Args:
-        memory: before the task.
-        size: samples of the task.
-        ranked: of a quota to that many rows of the new task, the most telling first, such as :func:`herding`.
+        held: (n, 2) of (task, row), as after the task before; those of a task in the order in which they are kept.
+        sizes: samples of each task seen, the last one included.
+        capacity: places, at least 1.
+        ranked: of a quota to that many rows of the last task, those to keep longest first, such as :func:`herding`.
 
     Raises:
-        DataError: ``ranked`` gave other than the quota.
+        ConfigError: a capacity below 1. DataError: ``ranked`` gave other than the quota, or a memory that is too small.
+
+    >>> held = proportional(np.zeros((0, 2), np.int64), [4], 4, np.arange)
+    >>> proportional(held, [4, 12], 4, np.arange).tolist()
+    [[0, 0], [1, 0], [1, 1], [1, 2]]
     """
-    sizes = (*memory.sizes, size)
-    shares = quotas(sizes, memory.capacity)
-    kept = [memory.of(task)[: shares[task]] for task in range(len(memory.sizes))]
-    chosen = np.asarray(ranked(shares[-1]), dtype=np.int64)
-    if len(chosen) != shares[-1]:
-        raise DataError(f"{len(chosen)} rows chosen for {shares[-1]} places")
-    each = [*kept, chosen]
-    tasks = np.repeat(np.arange(len(each)), [len(rows) for rows in each])
-    return Exemplars(memory.capacity, tasks, np.concatenate(each), sizes)
+    _check(held, min(sum(sizes[:-1]), capacity), capacity)
+    *old, new = quotas(sizes, capacity)
+    chosen = np.asarray(ranked(new), dtype=np.int64).reshape(-1)
+    if len(chosen) != new:
+        raise DataError(f"{len(chosen)} rows chosen for {new} places")
+    kept = [held[held[:, 0] == task][:quota] for task, quota in enumerate(old)]
+    return np.concatenate([*kept, np.stack([np.full(new, len(sizes) - 1), chosen], axis=1)])
+
+
+def _check(held: np.ndarray, wanted: int, capacity: int) -> None:
+    if capacity < 1:
+        raise ConfigError(f"a memory of {capacity} samples: take 1 or more, or a method without memory")
+    if np.shape(held) != (wanted, 2):
+        raise DataError(f"a memory of shape {np.shape(held)} after tasks that leave ({wanted}, 2)")
 
 
 def herding(features: np.ndarray, count: int) -> np.ndarray:
     """(count,) rows, in the order in which their mean comes closest to the mean of all; no row twice.
 
-    Each step takes the row after which the mean of those taken is nearest to the mean of all (Welling 2009; iCaRL, Rebuffi et al. 2017,
-    algorithm 4). The order is kept, so that the first few are a herding of fewer.
+    Each step takes the row after which the mean of those taken is nearest to the mean of all (Welling 2009; iCaRL, Rebuffi et
+    al. 2017, algorithm 4). The order is kept, so that the first few are a herding of fewer.
 
     Args:
         features: (n, D).

@@ -1,8 +1,8 @@
 """What a sequence of tasks did to a model: forgetting, plasticity, and retrieval by class as CTP measures it.
 
-Legend: T tasks, Q queries, G candidates of the gallery, D width, n looked at. ``R[k, j]`` is a figure (higher is better) of the model
-after task k on the data of task j alone; ``U[k, j]`` the same on the data of tasks 0 … j together, so that ``A_k = U[k, k]`` and
-``F_k = U[T−1, k]``.
+Legend: T tasks, Q queries, G candidates of the gallery, D width, n looked at. ``R[k, j]`` is a figure (higher is better) of
+the model after task k on the data of task j alone; ``U[k, j]`` the same on the data of tasks 0 … j together, so that
+``A_k = U[k, k]`` and ``F_k = U[T−1, k]``.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def class_precision(
 ) -> ClassPrecision:
     """Mean average precision of finding what has the query's class, by inner product; the query itself is no candidate.
 
-    The official code of CTP cuts the list at ten before it drops the query's own id; here it is dropped first. Ties go to the earlier
-    candidate.
+    The official code of CTP cuts the list at ten before it drops the query's own id; here it is dropped first. Ties go to the
+    earlier candidate.
 
     Args:
         queries: (Q, D) unit rows.
