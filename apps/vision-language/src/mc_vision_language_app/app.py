@@ -160,7 +160,7 @@ def search(
     *,
     pairs: _Pairs = None,
     top: int = 10,
-    rerank: int = 32,
+    rerank: int | None = None,
     index: Path | None = None,
     out: Path | None = None,
     device: _Device = "auto",
@@ -175,7 +175,7 @@ def search(
         images: Folder, tar or list of images to search in. For an image as the query: a .txt file of sentences, or pairs.
         query: A sentence such as "two dogs on grass", or an image file.
         top: How many to show.
-        rerank: How many of the best the fusion layers rank again; 0: none.
+        rerank: How many of the best the fusion layers rank again; 0: none. Default: 32, or none where no matching was trained.
         index: Folder of the index. Default: in the run.
         out: Picture of the images found. Default: none.
         device: Where to compute.
@@ -314,7 +314,7 @@ def export(
     Args:
         run: Run folder, or a saved model.
         format: onnx: image and text towers and the score of a match, each with a parity check; timm: weights of the image encoder;
-            albef: weights under the names of the official checkpoints.
+            albef: weights under the names of the official checkpoints, also of a run of finetune.
         out: File or folder to write. Default: RUN/export/….
         json: Print one JSON object instead of lines.
     """
@@ -326,20 +326,22 @@ def export(
 @app.command
 def convert(
     checkpoint: Path,
-    out: Path,
     /,
+    out: Path,
     *,
+    answers: Path | None = None,
     tokenizer: str | None = None,
     download: bool = False,
     image_heads: int | None = None,
     text_heads: int | None = None,
     json: _Json = False,
 ) -> None:
-    """Make a model of this package from an official ALBEF checkpoint.
+    """Make a model of this package from an official ALBEF checkpoint: pretrained, or of any task. Of which kind it is shows in its names.
 
     Args:
         checkpoint: A .pth or .safetensors file as the authors publish them.
         out: Folder to write.
+        answers: Of visual question answering: the list to choose from (a JSON list, or one in each line), which no checkpoint holds.
         tokenizer: Folder or hub name of the tokenizer, bert-base-uncased's. Without it the model takes token ids alone.
         download: Fetch the tokenizer from the hub when it is not here.
         image_heads: Attention heads of the image encoder, which a checkpoint does not say. Default: one for 64 features.
@@ -351,6 +353,7 @@ def convert(
     run_convert(
         checkpoint,
         out,
+        answers=answers,
         tokenizer=tokenizer,
         download=download,
         image_heads=image_heads,

@@ -15,7 +15,8 @@ from mc_core.export import export_onnx
 from mc_core.files import atomic_path
 from mc_core.runs import pick_device
 from mc_vision_language.model import VisionLanguageModel
-from mc_vision_language_app.runs import open_run
+from mc_vision_language.tasks.training import load_task_model
+from mc_vision_language_app.runs import open_run, task_of_run
 
 _TOKENS = 12  # of the example that the towers are traced with
 _OUT = {"onnx": "onnx", "timm": "image-timm.safetensors", "albef": "albef.safetensors"}
@@ -23,9 +24,12 @@ _OUT = {"onnx": "onnx", "timm": "image-timm.safetensors", "albef": "albef.safete
 
 def run_export(run: Path, *, format: str, out: Path | None, as_json: bool) -> None:
     """Export, and say what was written."""
-    model = open_run(run, pick_device("cpu")).model
     target = out or run / "export" / _OUT[format]
-    fields, lines = {"onnx": _onnx, "timm": _timm, "albef": _albef}[format](model, target)
+    if format == "albef" and task_of_run(run) is not None:
+        fields, lines = _albef(load_task_model(run), target)
+    else:
+        model = open_run(run, pick_device("cpu")).model
+        fields, lines = {"onnx": _onnx, "timm": _timm, "albef": _albef}[format](model, target)
     if as_json:
         print_json({"format": format, "out": str(target), **fields})
     else:
@@ -76,18 +80,21 @@ def _onnx(model: VisionLanguageModel, target: Path) -> tuple[dict[str, Any], lis
     parts = {
         "image": export_onnx(_Images(model), pixels, target / "image.onnx"),
         "text": export_onnx(_Texts(model), (ids, mask), target / "text.onnx"),
-        "match": export_onnx(_Matches(model), (tokens, ids, mask), target / "match.onnx"),
     }
+    if model.config.matching:
+        parts["match"] = export_onnx(_Matches(model), (tokens, ids, mask), target / "match.onnx")
     if model.tokenizer is not None:
         model.tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
     gaps = {name: part.max_abs_difference for name, part in parts.items()}
     fields = {name: {"max_abs_difference": gap} for name, gap in gaps.items()}
     shape, pad = f"(batch, 3, {side}, {side})", model.config.text.pad_id
-    return fields | {"tokens": length, "temperature": float(model.temperature.detach())}, [
+    lines = [
         f"image.onnx  pixels {shape} in [0, 1] → unit vectors and tokens; differs from PyTorch by {gaps['image']:.1e}",
         f"text.onnx   input_ids, attention_mask (batch, {length}), padded with {pad} → unit vectors; by {gaps['text']:.1e}",
-        f"match.onnx  image tokens, input_ids, attention_mask → logit of a match; by {gaps['match']:.1e}",
+        f"match.onnx  image tokens, input_ids, attention_mask → logit of a match; by {gaps.get('match', 0.0):.1e}",
     ]
+    lines = lines[: len(parts)]
+    return fields | {"tokens": length, "temperature": float(model.temperature.detach())}, lines
 
 
 def _timm(model: VisionLanguageModel, target: Path) -> tuple[dict[str, Any], list[str]]:
@@ -104,7 +111,7 @@ def _timm(model: VisionLanguageModel, target: Path) -> tuple[dict[str, Any], lis
     return {"backbone": image.name}, [call, f"pixels: (x − {image.mean}) / {image.std}"]
 
 
-def _albef(model: VisionLanguageModel, target: Path) -> tuple[dict[str, Any], list[str]]:
+def _albef(model: Any, target: Path) -> tuple[dict[str, Any], list[str]]:
     from mc_vision_language.checkpoint import to_albef_names
 
     if target.suffix != ".safetensors":

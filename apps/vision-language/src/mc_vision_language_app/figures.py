@@ -38,10 +38,11 @@ def save(figure: Any, path: Path) -> Path:
 
 def report_figures(found: Comparison, test: Pairs, model: VisionLanguageModel, folder: Path) -> list[tuple[str, Path]]:
     """(caption, path) of every picture of the report."""
+    where = "Where a caption is seen, by the gradient of " + ("matching" if model.config.matching else "the cosine")
     return [
         ("Recall at 1, 5 and 10, both ways, with 95 % intervals over images", recalls(found, folder / "recalls.png")),
         ("What a caption finds, best first; its own image has a frame", finds(test, model, folder / "search.png")),
-        ("Where a caption is seen, by the gradient of matching", maps(test, model, folder / "where.png")),
+        (where, maps(test, model, folder / "where.png")),
     ]
 
 
@@ -102,7 +103,8 @@ def maps(test: Pairs, model: VisionLanguageModel, path: Path) -> Path:
     figure, axes = _pyplot().subplots(2, len(rows), figsize=(2.6 * len(rows), 5.4), squeeze=False)
     for column, row in enumerate(rows.tolist()):
         picture, caption = test.images.read(row), test.captions_of(row)[0]
-        draw_map(axes[0][column], axes[1][column], picture, ground(model, picture, caption).heat)
+        heat = ground(model, picture, caption, mode="itm" if model.config.matching else "itc").heat
+        draw_map(axes[0][column], axes[1][column], picture, heat)
         axes[0][column].set_title(_wrapped(caption, 26), fontsize=8)
     return save(figure, path)
 

@@ -59,9 +59,17 @@ def compare(
     add_cosine: bool = False,
     draws: int = 1000,
 ) -> Comparison:
-    """Measure each model on ``test``; only the first ranks again, as a random matching head has nothing to say."""
+    """Measure each model on ``test``; only the first ranks again, as a random matching head has nothing to say.
+
+    Raises:
+        ConfigError: ``k`` given for a first model that learned no matching.
+    """
+    if k and models:
+        next(iter(models.values())).need_matching()
     rows = {
-        name: retrieval(model, test, k=candidates(len(test), k), rerank=not place, add_cosine=add_cosine, draws=draws)
+        name: retrieval(
+            model, test, k=candidates(len(test), k), rerank=False if place else None, add_cosine=add_cosine, draws=draws
+        )
         for place, (name, model) in enumerate(models.items())
     }
     return Comparison(rows, len(test), len(test.captions))

@@ -20,7 +20,6 @@ from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
 from mc_core.runs import folder_name
 from mc_vision_language.data.pairs import Pairs
-from mc_vision_language.methods.albef.model import ALBEF
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.recipe import Recipe, resolve_recipe
 from mc_vision_language.sample import SAMPLE, sample_pairs
@@ -65,9 +64,9 @@ def run_pretrain(options: PretrainOptions) -> None:
         result = pretrain_pairs(recipe, pairs, run_dir, source=data_name)
     if rank() != 0:
         return
-    method = result.method
-    assert isinstance(method, ALBEF)
-    model = method.model.eval()
+    model = result.method.export_module()
+    assert isinstance(model, VisionLanguageModel)
+    model.eval()
     title = f"{recipe.system}, {len(pairs.part('train')):,} images of {data_name}"
     _report(recipe, pairs, model, run_dir, clock, options, title=title, seconds=result.seconds)
 

@@ -27,7 +27,7 @@ def run_search(
     options: PairOptions,
     *,
     top: int,
-    rerank: int,
+    rerank: int | None,
     index: Path | None,
     out: Path | None,
     device: str,
@@ -71,7 +71,7 @@ def run_search(
 
 
 def _captions(
-    opened: OpenedRun, source: str, query: str, options: PairOptions, *, top: int, rerank: int, as_json: bool
+    opened: OpenedRun, source: str, query: str, options: PairOptions, *, top: int, rerank: int | None, as_json: bool
 ) -> None:
     if not Path(query).is_file():
         raise DataError(f"{query}: no such image; to search by words, leave the file ending away")

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from mc_core.errors import BadSampleError, DataError
 from mc_vision_language.data import ImageSet, read_image
 from mc_vision_language.model import VisionLanguageModel
-from mc_vision_language.search import RERANK, CaptionHit, Hit, SearchIndex, captions_for
+from mc_vision_language.search import CaptionHit, Hit, SearchIndex, captions_for
 from mc_vision_language.tasks.grounding import ground
 from mc_vision_language.tasks.vqa import VQAModel
 
@@ -75,7 +75,7 @@ class Viewer:
         if not text:
             names = self.index.files.names[:FOUND]
             return [Hit(row, name, math.nan, None) for row, name in zip(self._rows[:FOUND], names, strict=True)]
-        found = self.index.search(text, FOUND, rerank=RERANK)
+        found = self.index.search(text, FOUND)
         return [Hit(self._rows[hit.row], hit.name, hit.cosine, hit.match) for hit in found]
 
     def shown(self, row: int) -> Shown:
@@ -125,7 +125,8 @@ class Viewer:
             raise DataError("write sentences first, one a line")
         if len(sentences) > MOST_SENTENCES:
             raise DataError(f"{len(sentences)} sentences: the page takes up to {MOST_SENTENCES}")
-        return captions_for(self.model, shown.picture, sentences, len(sentences), rerank=len(sentences))
+        again = len(sentences) if self.model.config.matching else 0
+        return captions_for(self.model, shown.picture, sentences, len(sentences), rerank=again)
 
     def where(self, shown: Shown, phrase: str) -> tuple[Image.Image, str]:
         """The picture with the places that speak for a phrase in red and a box around them, and a line about it.
@@ -136,7 +137,7 @@ class Viewer:
         phrase = " ".join(phrase.split())
         if not phrase:
             raise DataError("write a phrase first, such as “the red car”")
-        found = ground(self.model, shown.picture, phrase)
+        found = ground(self.model, shown.picture, phrase, mode="itm" if self.model.config.matching else "itc")
         box = ", ".join(f"{value:.0f}" for value in found.box)
         return overlay(shown.picture, found.heat, found.box), (
             f"Box {box} of {shown.picture.width} × {shown.picture.height} pixels, around what is warm. The map shows what the "

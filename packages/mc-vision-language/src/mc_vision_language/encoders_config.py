@@ -140,3 +140,5 @@ class VisionLanguageConfig(StrictModel):
     """What of a caption, or of a query, is kept."""
     temperature: float = Field(default=0.07, ge=0.001, le=0.5)
     """Where the temperature starts; it is learned, between 0.001 and 0.5."""
+    matching: bool = True
+    """Whether the head that tells a match is trained, so that candidates can be ranked again by it."""

@@ -186,8 +186,9 @@ def score_pairs(gallery: Gallery, captions: Captions, image_rows: np.ndarray, te
         text_rows: (E,) int64.
 
     Raises:
-        DataError: lengths differ.
+        DataError: lengths differ. ConfigError: a model that learned no matching.
     """
+    gallery.model.need_matching()
     if image_rows.shape != text_rows.shape or image_rows.ndim != 1:
         raise DataError(f"{image_rows.shape} pictures and {text_rows.shape} captions: give one of each for a pair")
     model = gallery.model

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mc_core.errors import CheckpointError, DataError
+from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.export import load_model
 from mc_core.files import StrPath
 from mc_core.modules import evaluating
@@ -43,7 +43,7 @@ class VisionLanguageModel(PictureTextModel):
     Attributes:
         config: as given, with what tokenizer and encoders filled in.
         backbone: :class:`~mc_vision_language.backbone.Backbone`.
-        itm_head: linear, h → 2; class 1 is a match.
+        itm_head: linear, h → 2; class 1 is a match. It says nothing where ``config.matching`` is false.
         log_temperature: log τ, learned; the official code learns τ itself, which a large rate soon drives to its bound.
 
     Raises:
@@ -100,6 +100,14 @@ class VisionLanguageModel(PictureTextModel):
         """Keep τ between 0.001 and 0.5."""
         self.log_temperature.clamp_(*map(math.log, TEMPERATURES))
 
+    def need_matching(self) -> None:
+        """Raise ConfigError where no matching was trained."""
+        if not self.config.matching:
+            raise ConfigError(
+                "this model learned no matching (config.matching is false), so that nothing can be ranked again: rank by cosine "
+                "alone (rerank 0)"
+            )
+
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, d) unit rows of images and of texts."""
         found = self.backbone(pixels, input_ids, attention_mask)
@@ -113,7 +121,11 @@ class VisionLanguageModel(PictureTextModel):
                 where an image meets several texts.
             input_ids: (B, L).
             attention_mask: (B, L).
+
+        Raises:
+            ConfigError: no matching was trained.
         """
+        self.need_matching()
         keys = seen if isinstance(seen, ImageKeys) else self.backbone.keys(seen)
         states = self.backbone.text_states(input_ids, attention_mask)
         return self.itm_head(self.backbone.fuse_first(states, attention_mask, keys))

@@ -162,17 +162,20 @@ class SearchIndex:
             files = read_index(folder, digest)
         return cls(model, files, left_out=left_out, encoded=encoded)
 
-    def search(self, text: str, top: int = 10, *, rerank: int = RERANK) -> list[Hit]:
+    def search(self, text: str, top: int = 10, *, rerank: int | None = None) -> list[Hit]:
         """The pictures that fit a sentence best.
 
         Args:
             text: cleaned as captions are.
             top: how many pictures; fewer where the index has fewer.
             rerank: K, of the best by cosine that are ordered by the logit of a match; the others stay behind them. 0: none.
+                Default: 32, or none where the model learned no matching.
 
         Raises:
-            ConfigError: ``top`` below 1 or ``rerank`` below 0. DataError: no words, or the index keeps no tokens.
+            ConfigError: ``top`` below 1, ``rerank`` below 0, or above where the model learned no matching. DataError: no words, or
+                the index keeps no tokens.
         """
+        rerank = _again(self.model, rerank)
         if top < 1 or rerank < 0:
             raise ConfigError(f"top={top}, rerank={rerank}: ask for one picture or more, and rank 0 or more again")
         if not text.strip():
@@ -189,7 +192,7 @@ class SearchIndex:
         return [Hit(row, self.files.names[row], float(cosine_N[row]), match.get(row)) for row in best[:top].tolist()]
 
     def captions_for(
-        self, image: Readable, captions: Sequence[str] | Captions, top: int = 5, *, rerank: int = RERANK
+        self, image: Readable, captions: Sequence[str] | Captions, top: int = 5, *, rerank: int | None = None
     ) -> list[CaptionHit]:
         """The captions that fit a picture best; see :func:`captions_for`."""
         return captions_for(self.model, image, captions, top, rerank=rerank)
@@ -205,13 +208,20 @@ class SearchIndex:
             return model.itm_head(fused)[:, 1].float().cpu().numpy()
 
 
+def _again(model: VisionLanguageModel, asked: int | None) -> int:
+    """How many are ranked again."""
+    if asked:
+        model.need_matching()
+    return (RERANK if model.config.matching else 0) if asked is None else asked
+
+
 def captions_for(
     model: VisionLanguageModel,
     image: Readable,
     captions: Sequence[str] | Captions,
     top: int = 5,
     *,
-    rerank: int = RERANK,
+    rerank: int | None = None,
 ) -> list[CaptionHit]:
     """The captions that fit a picture best.
 
@@ -220,12 +230,14 @@ def captions_for(
         image: path, PIL image or array.
         captions: M texts; to ask often, encode them once as :class:`~mc_vision_language.gallery.Captions`.
         top: how many.
-        rerank: of the best by cosine that are ordered by the logit of a match. 0: none.
+        rerank: of the best by cosine that are ordered by the logit of a match. 0: none. Default: 32, or none where the model
+            learned no matching.
 
     Raises:
-        ConfigError: ``top`` below 1 or ``rerank`` below 0. DataError: no captions.
+        ConfigError: ``top`` below 1, ``rerank`` below 0, or above where the model learned no matching. DataError: no captions.
         BadSampleError: a file that is no image.
     """
+    rerank = _again(model, rerank)
     if top < 1 or rerank < 0:
         raise ConfigError(f"top={top}, rerank={rerank}: ask for one caption or more, and rank 0 or more again")
     if not len(captions):

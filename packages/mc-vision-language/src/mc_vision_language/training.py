@@ -32,8 +32,6 @@ from mc_vision_language.tokenizers import load_tokenizer, train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from mc_vision_language.methods.albef.model import ALBEF
-
 _log = logging.getLogger("mc_core")
 TOKENIZER_FOLDER = "tokenizer"
 PAIRS_FILE = "pairs.json"
@@ -113,7 +111,7 @@ def pretrain_pairs(
 
 def build_method(
     recipe: Recipe[Any], tokenizer: PreTrainedTokenizerFast | None, model: VisionLanguageModel | None = None
-) -> ALBEF:
+) -> Any:
     """The recipe's method with the initial weights that its seed gives, or those of ``model``."""
     torch.manual_seed(recipe.fit.seed)
     return METHODS.method_class(recipe.system)(recipe.method, tokenizer, model)

@@ -81,7 +81,7 @@ def retrieval(
     pairs: Pairs,
     *,
     k: int = CANDIDATES,
-    rerank: bool = True,
+    rerank: bool | None = None,
     everything: bool = False,
     add_cosine: bool = False,
     draws: int = 1000,
@@ -96,7 +96,7 @@ def retrieval(
         model: with a tokenizer.
         pairs: those held out.
         k: candidates of each query that are ranked again; more than there are means all.
-        rerank: whether to rank again.
+        rerank: whether to rank again; default: where the model learned matching.
         everything: also rank by matching alone, over all candidates: N × M passes through the fusion layers.
         add_cosine: add the cosine to the logit of a match, as BLIP and LAVIS do; the paper does not.
         draws: resamples of pictures for the intervals; 0: none.
@@ -104,11 +104,15 @@ def retrieval(
         batch_size: pictures encoded together.
 
     Raises:
-        DataError: a picture without captions, or none at all. ConfigError: k below 1, a model without tokenizer.
+        DataError: a picture without captions, or none at all. ConfigError: k below 1, a model without tokenizer, or without
+            matching where it is asked for.
         BadSampleError: a picture that cannot be read.
     """
     if k < 1:
         raise ConfigError(f"k={k}: rank at least one candidate again")
+    rerank = model.config.matching if rerank is None else rerank
+    if rerank or everything:
+        model.need_matching()
     count, texts = len(pairs), len(pairs.captions)
     if not texts or not np.bincount(pairs.image_of, minlength=count).all():
         raise DataError(f"{pairs.location}: retrieval needs pictures with captions, each at least one")

@@ -87,11 +87,12 @@ def patch_maps(
             middle fusion layer, as the official code's third of six, and the last block.
 
     Raises:
-        ConfigError: another mode. DataError: no such layer.
+        ConfigError: another mode, or ``itm`` of a model that learned no matching. DataError: no such layer.
     """
     backbone = model.backbone
     with torch.enable_grad():
         if mode == "itm":
+            model.need_matching()
             score, attention = _match(model, pixels, input_ids, attention_mask, layer)
             weights = attention_mask
         elif mode == "itc":

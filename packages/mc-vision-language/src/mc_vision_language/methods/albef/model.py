@@ -96,6 +96,8 @@ class ALBEF(Method):
             model = VisionLanguageModel(
                 VisionLanguageConfig(**{n: getattr(config, n) for n in VisionLanguageConfig.model_fields}), tokenizer
             )
+        if config.itm:
+            model.config = model.config.model_copy(update={"matching": True})  # from now on, where it began without
         self.config = config.model_copy(update={n: getattr(model.config, n) for n in VisionLanguageConfig.model_fields})
         self.model = model
         for part in self._unused():
