@@ -99,7 +99,7 @@ class Sequential(ContinualMethod):
         ConfigError: encoders that cannot be had, or a tokenizer that does not fit.
     """
 
-    config: ContinualConfig
+    config: Any  # a ContinualConfig, in methods one of their own
 
     def __init__(
         self,

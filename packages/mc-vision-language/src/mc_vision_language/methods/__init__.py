@@ -8,6 +8,11 @@ METHODS = MethodTable(
             "mc_vision_language.methods.albef.config:ALBEFConfig",
             "mc_vision_language.methods.albef.model:ALBEF",
         ),
+        "ctp": ("mc_vision_language.methods.ctp.config:CTPConfig", "mc_vision_language.methods.ctp.model:CTP"),
+        "growclip": (
+            "mc_vision_language.methods.growclip.config:GrowCLIPConfig",
+            "mc_vision_language.methods.growclip.model:GrowCLIP",
+        ),
     },
 )
 
