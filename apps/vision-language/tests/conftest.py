@@ -15,6 +15,7 @@ TINY = {
     "--method.image.width": "16",
     "--method.image.depth": "1",
     "--method.image.heads": "2",
+    "--method.image.stem": "patch",
     "--method.text.hidden-size": "16",
     "--method.text.heads": "2",
     "--method.text.text-layers": "1",

@@ -110,22 +110,46 @@ def test_exports_are_read_back(finished, command, tmp_path):
     assert load_file(tmp_path / "image.safetensors")
 
 
-def test_a_checkpoint_of_the_official_names_is_converted_and_used(captions, command, tiny, tmp_path):
-    patches = ["--method.image.stem", "patch", "--fit.steps", "1", "--out", tmp_path / "run"]
-    assert command("pretrain", captions, *tiny(*patches)).code == 0
+def test_a_checkpoint_of_the_official_names_is_converted_and_used(finished, captions, command, tmp_path):
+    run, _ = finished
     out = tmp_path / "albef.safetensors"
-    assert command("export", tmp_path / "run", "--format", "albef", "--out", out).code == 0
+    assert command("export", run, "--format", "albef", "--out", out).code == 0
     assert "visual_encoder.patch_embed.proj.weight" in load_file(out)
-    words = tmp_path / "run" / "tokenizer"
-    heads = ["--image-heads", "2", "--text-heads", "2"]
-    done = command("convert", out, tmp_path / "model", "--tokenizer", words, *heads, "--json")
+    words = run / "tokenizer"
+    done = command("convert", out, tmp_path / "model", "--tokenizer", words, *HEADS, "--json")
     assert done.code == 0, done.err
     photo = captions.parent / "images" / "00.png"
-    before, after = (load_vision_language_model(place) for place in (tmp_path / "run", tmp_path / "model"))
+    before, after = (load_vision_language_model(place) for place in (run, tmp_path / "model"))
     np.testing.assert_allclose(before.encode_image([photo]), after.encode_image([photo]), atol=1e-5)
     np.testing.assert_allclose(before.encode_text(["a nine"]), after.encode_text(["a nine"]), atol=1e-5)
 
 
+def test_a_checkpoint_of_questions_is_recognised_and_answers(answering, captions, command, tmp_path):
+    """A run of finetune under the official names and back: the same answers, and evaluate knows what the model does."""
+    run, _ = answering
+    out = tmp_path / "vqa.safetensors"
+    assert command("export", run, "--format", "albef", "--out", out).code == 0
+    assert "text_decoder.bert.embeddings.word_embeddings.weight" in load_file(out)
+    (tmp_path / "answers.json").write_text('["red", "one"]')
+    words = ["--tokenizer", run / "model", "--answers", tmp_path / "answers.json"]
+    made = command("convert", out, "--out", tmp_path / "model", *words, *HEADS, "--json")
+    assert made.code == 0, made.err
+    assert (made.json["layout"], made.json["answers"]) == ("vqa", 2)
+    asked = ("what color is the digit?", "--json")
+    photo = captions.parent / "images" / "01.png"
+    before, after = (command("vqa", place, photo, *asked).json for place in (run, tmp_path / "model"))
+    for left, right in zip(before["answers"], after["answers"], strict=True):
+        assert left["answer"] == right["answer"]
+        assert left["probability"] == pytest.approx(right["probability"], abs=1e-3)
+    refused = command("evaluate", tmp_path / "model")
+    assert (refused.code, "say which rows" in refused.err) == (2, True)
+    bare = command("convert", out, tmp_path / "bare", *HEADS)
+    assert "visual question answering" in bare.out
+    assert "without tokenizer" in bare.out
+    assert "without answers" in bare.out
+
+
+HEADS = ["--image-heads", "2", "--text-heads", "2"]
 QUESTIONS = ("what color is the digit?", "red"), ("how many digits are there?", "one")
 
 

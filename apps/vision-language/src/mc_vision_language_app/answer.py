@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mc_core.cli import print_json, print_table
-from mc_core.errors import ConfigError, DataError
+from mc_core.errors import ConfigError
 from mc_core.runs import pick_device
+from mc_vision_language.data.questions import AnswerList
 from mc_vision_language.tasks.config import ENTAILMENT_LABELS, STATEMENT_LABELS
 from mc_vision_language.tasks.entailment import EntailmentModel
 from mc_vision_language.tasks.nlvr2 import StatementModel
@@ -42,7 +43,7 @@ def run_vqa(
         else:
             print(text)
         return
-    known = lines_of(answers) if answers is not None else None
+    known = AnswerList.read(answers).answers if answers is not None else None
     (found,) = model.scored([image], [question], answers=known, top=top)
     rows = [{"answer": text, "probability": round(math.exp(score), 4)} for text, score in found]
     if as_json:
@@ -74,14 +75,3 @@ def run_judge(run: Path, sentence: str, photos: Sequence[Path], *, device: str, 
         print_json({"sentence": sentence, "judgement": best, "probability": chance})
         return
     print_table(sentence, list(names), [[f"{p:.3f}" for p in row]])
-
-
-def lines_of(path: Path) -> list[str]:
-    """The answers of a list, one in each line."""
-    try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not found:
-        raise DataError(f"{path} holds no answer; give one in each line")
-    return found

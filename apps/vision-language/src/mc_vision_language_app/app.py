@@ -336,12 +336,12 @@ def convert(
     text_heads: int | None = None,
     json: _Json = False,
 ) -> None:
-    """Make a model of this package from an official ALBEF checkpoint: pretrained, or of any task. Of which kind it is shows in its names.
+    """Make a model of this package from an official ALBEF checkpoint, pretrained or of a task; which, its names tell.
 
     Args:
         checkpoint: A .pth or .safetensors file as the authors publish them.
         out: Folder to write.
-        answers: Of visual question answering: the list to choose from (a JSON list, or one in each line), which no checkpoint holds.
+        answers: Of visual question answering: the list to choose from, which no checkpoint holds: JSON, or one in each line.
         tokenizer: Folder or hub name of the tokenizer, bert-base-uncased's. Without it the model takes token ids alone.
         download: Fetch the tokenizer from the hub when it is not here.
         image_heads: Attention heads of the image encoder, which a checkpoint does not say. Default: one for 64 features.

@@ -28,6 +28,11 @@ from mc_vision_language_app.pair_options import PairOptions
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 COMMAND = "mc-vision-language pretrain"
+_TASK_OF_CLASS = {
+    "mc_vision_language.tasks.vqa:VQAModel": "vqa",
+    "mc_vision_language.tasks.nlvr2:StatementModel": "nlvr2",
+    "mc_vision_language.tasks.entailment:EntailmentModel": "entailment",
+}
 _log = logging.getLogger("mc_core")
 
 
@@ -105,11 +110,12 @@ def open_run(folder: Path, device: torch.device) -> OpenedRun:
 
 
 def task_of_run(folder: Path) -> str | None:
-    """The task that a run was trained for; None for a pretrained one, or a saved model."""
-    if not (folder / "recipe.yaml").is_file():
-        return None
-    system = system_of(folder)
-    return None if system in METHODS.names else system
+    """The task that a run was trained for, or that a saved model does; None for pretrained ones."""
+    if (folder / "recipe.yaml").is_file():
+        system = system_of(folder)
+        return None if system in METHODS.names else system
+    saved = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    return _TASK_OF_CLASS.get(str(saved.get("class"))) if isinstance(saved, dict) else None
 
 
 def opened(source: str, options: PairOptions, captions: CaptionOptions, split: SplitOptions) -> Pairs:

@@ -26,7 +26,6 @@ from mc_vision_language.tasks.measure import TaskScores
 from mc_vision_language.tasks.recipe import resolve_task_recipe
 from mc_vision_language.tasks.sample import sample_task_rows
 from mc_vision_language.tasks.training import finetune_task, load_task_model, measure_task
-from mc_vision_language_app.answer import lines_of
 from mc_vision_language_app.pretrain import changes_of, cleared
 from mc_vision_language_app.runs import open_run, source_name
 from mc_vision_language_app.task_options import TaskOptions
@@ -85,7 +84,7 @@ def run_finetune(options: FinetuneOptions) -> None:
             rows,
             recipe,
             run_dir,
-            answers=None if given is None else AnswerList(tuple(lines_of(given))),
+            answers=None if given is None else AnswerList.read(given),
             pairs=pairs,
             assignment=assignment,
             scratch=options.scratch,
@@ -133,6 +132,8 @@ def evaluate_task(
     model = load_task_model(run, device=pick_device(device))
     known = read_json(run / "result.json").get("source") if (run / "result.json").is_file() else None
     given = TaskOptions(**{name: getattr(options, name) for name in type(options).model_fields})
+    if source is None and not (run / "recipe.yaml").is_file():
+        raise DataError(f"{run} is a saved model: say which rows to measure on")
     if source is None and known not in (None, SAMPLE):
         raise DataError(f"{run} was trained on {known}: say which rows to measure on")
     rows = task_rows(task, source, given)

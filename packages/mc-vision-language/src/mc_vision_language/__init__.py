@@ -9,7 +9,7 @@ from mc_core.lazy import attach
 
 if TYPE_CHECKING:
     from mc_vision_language.augment_config import AugmentConfig
-    from mc_vision_language.checkpoint import convert_albef_checkpoint
+    from mc_vision_language.checkpoint import convert_albef, convert_albef_checkpoint
     from mc_vision_language.data import (
         ArrayImages,
         CaptionOptions,
@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "augment_config": ["AugmentConfig"],
-    "checkpoint": ["convert_albef_checkpoint"],
+    "checkpoint": ["convert_albef", "convert_albef_checkpoint"],
     "data": [
         "ArrayImages",
         "CaptionOptions",
@@ -99,6 +99,7 @@ __all__ = [
     "VisionLanguageModel",
     "__version__",
     "captions_for",
+    "convert_albef",
     "convert_albef_checkpoint",
     "finetune_task",
     "ground",

@@ -1,8 +1,8 @@
 """Checkpoints of the official ALBEF code (salesforce/ALBEF), taken over and given back.
 
-Their names: ``visual_encoder.*`` (a timm vision transformer), ``text_encoder.bert.*`` (a BERT whose later layers have
-``crossattention``), ``text_encoder.cls.*``, ``vision_proj``, ``text_proj``, ``itm_head``, ``temp``; the teacher's end in ``_m``. In
-checkpoints fine-tuned for retrieval ``bert.`` and ``cls`` are missing. Queues are not taken over: they fill anew in a few steps.
+All kinds that its code writes: of pretraining, of retrieval and grounding, of visual question answering, of text assignment and
+NLVR2, of visual entailment; their names are in :mod:`mc_vision_language.albef_names`. Queues are not taken over: they fill anew
+in a few steps.
 
 Legend: P patches, D features of an image token.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,14 +20,31 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from mc_core.errors import CheckpointError
+from mc_core.errors import CheckpointError, ConfigError
 from mc_core.files import StrPath
-from mc_vision_language.backbone import Backbone
+from mc_vision_language.albef_names import (
+    DOUBLED,
+    POSITIONS,
+    SAID,
+    TASK_MODELS,
+    WORDS,
+    Layout,
+    is_weight,
+    layout_of,
+    layout_of_model,
+    may_lack,
+    official_names,
+    teachers_name,
+    with_bert,
+    without_bert,
+)
 from mc_vision_language.encoders_config import ImageEncoderConfig, TextEncoderConfig, VisionLanguageConfig
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.model_base import with_tokenizer
+from mc_vision_language.tasks.model import TaskModel
+from mc_vision_language.tasks.vqa import VQAModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,29 +53,6 @@ _HEAD = 64  # features of an attention head in ViT-B and BERT-base
 _MAX_LENGTH = 30
 _BERT_WORDS = 30_522
 _BERT_IDS = {"pad_id": 0, "cls_id": 101, "sep_id": 102, "mask_id": 103}  # of bert-base-uncased
-_LAYER = (  # of a fusion layer: their name, ours
-    ("attention.self.query", "self_attention.query"),
-    ("attention.self.key", "self_attention.key"),
-    ("attention.self.value", "self_attention.value"),
-    ("attention.output.dense", "self_attention.output"),
-    ("attention.output.LayerNorm", "self_norm"),
-    ("crossattention.self.query", "cross_attention.query"),
-    ("crossattention.self.key", "cross_attention.key"),
-    ("crossattention.self.value", "cross_attention.value"),
-    ("crossattention.output.dense", "cross_attention.output"),
-    ("crossattention.output.LayerNorm", "cross_norm"),
-    ("intermediate.dense", "inner"),
-    ("output.dense", "outer"),
-    ("output.LayerNorm", "norm"),
-)
-_HEADS = (
-    ("text_encoder.cls.predictions.transform.dense", "lm_head.dense"),
-    ("text_encoder.cls.predictions.transform.LayerNorm", "lm_head.norm"),
-    ("vision_proj", "image_projection"),
-    ("text_proj", "text_projection"),
-)
-_WORDS = "text_encoder.bert.embeddings.word_embeddings.weight"
-_POSITIONS = "visual_encoder.pos_embed"
 _UNREADABLE = (  # what bytes that are no checkpoint make torch and safetensors raise
     OSError,
     RuntimeError,
@@ -70,8 +64,10 @@ _UNREADABLE = (  # what bytes that are no checkpoint make torch and safetensors 
     pickle.UnpicklingError,
     SafetensorError,
 )
-# The decoder repeats the word embeddings; queues and counters are no weights.
-_IGNORED = re.compile(r"(_queue|queue_ptr|ptr_queue|position_ids|cls\.predictions\.decoder\.(weight|bias)|_queue_m)$")
+_LAYER = re.compile(r"text_(encoder|decoder)\.bert\.encoder\.layer\.(\d+)\.(crossattention)?")
+_PATCHES = "visual_encoder.patch_embed.proj.weight"
+_BLOCK = re.compile(r"visual_encoder\.blocks\.(\d+)\.")
+Part = Literal["student", "teacher"]
 
 
 def convert_albef_checkpoint(
@@ -81,7 +77,7 @@ def convert_albef_checkpoint(
     image_size: int | None = None,
     image_heads: int | None = None,
     text_heads: int | None = None,
-    part: Literal["student", "teacher"] = "student",
+    part: Part = "student",
 ) -> VisionLanguageModel:
     """The model of an official checkpoint, of pretraining or fine-tuned for retrieval, in evaluation mode.
 
@@ -95,37 +91,65 @@ def convert_albef_checkpoint(
         part: the trained weights, or those of the moving average.
 
     Raises:
-        CheckpointError: no such file, no checkpoint of ALBEF, tensors that are missing or do not fit, or no teacher in it.
+        CheckpointError: no such file, no checkpoint of ALBEF or one of another task, tensors that are missing or do not fit, or no
+            teacher in it.
         ConfigError: a tokenizer that does not fit.
     """
-    found = _canonical(_read(Path(path)), Path(path), part)
-    config = _config_of(found, Path(path), image_size, image_heads, text_heads)
-    model = VisionLanguageModel(config, load_pretrained=False)
-    ours: dict[str, Tensor] = {}
-    own = model.state_dict()
-    pairs = dict(_names(model))
-    pairs = {
-        theirs: name for theirs, name in pairs.items() if theirs in found or not theirs.startswith("text_encoder.cls.")
-    }
-    if missing := sorted(set(pairs) - set(found)):
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors of ALBEF, such as {missing[0]}: is it complete?")
-    if unknown := sorted(set(found) - set(pairs)):
-        raise CheckpointError(
-            f"{path} holds {len(unknown)} tensors that are not of ALBEF's pretraining or retrieval, such as {unknown[0]}: "
-            "give a checkpoint of one of those"
-        )
-    for theirs, name in pairs.items():
-        value = found[theirs]
-        if theirs == _POSITIONS:
-            value = resized_positions(value, own[name].shape[1] - 1)
-        elif theirs == "temp":
-            value = value.float().log()
-        if value.shape != own[name].shape:
-            raise CheckpointError(
-                f"{path}: {theirs} has shape {tuple(value.shape)}, ALBEF of this size needs {tuple(own[name].shape)}"
-            )
-        ours[name] = value.to(own[name].dtype)
-    model.load_state_dict({**own, **ours})
+    model = convert_albef(
+        path,
+        only=("pretraining", "retrieval"),
+        tokenizer=tokenizer,
+        image_size=image_size,
+        image_heads=image_heads,
+        text_heads=text_heads,
+        part=part,
+    )
+    assert isinstance(model, VisionLanguageModel)
+    return model
+
+
+def convert_albef(
+    path: StrPath,
+    *,
+    only: Collection[Layout] = (),
+    answers: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    image_size: int | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
+    part: Part = "student",
+) -> VisionLanguageModel | TaskModel:
+    """The model of any official checkpoint, in evaluation mode: of which kind it is shows in its names.
+
+    Parts of our task models that a task does not use (the head for words, the projections) are no part of its checkpoint; they are
+    drawn at random, the same every time.
+
+    Args:
+        path: a ``.pth`` (read without running code) or ``.safetensors`` file.
+        only: kinds to accept; default: all.
+        answers: of visual question answering: the list to choose from, which a checkpoint does not hold.
+        tokenizer, image_size, image_heads, text_heads, part: as for :func:`convert_albef_checkpoint`.
+
+    Returns:
+        A :class:`~mc_vision_language.model.VisionLanguageModel`, or the model of a task.
+
+    Raises:
+        CheckpointError: no such file, no checkpoint of ALBEF or of a kind not in ``only``, tensors that are missing or do not fit,
+            or no teacher in it.
+        ConfigError: a tokenizer that does not fit, or answers for another kind of checkpoint.
+    """
+    path = Path(path)
+    found = _canonical(_read(path), path, part)
+    layout = _layout(found, path, only)
+    if answers and layout != "vqa":
+        raise ConfigError(f"{path} is of {SAID[layout]}: a list of answers belongs to visual question answering")
+    encoders = _config_of(found, path, layout, image_size, image_heads, text_heads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _empty(layout, encoders, found)
+    _fill(model, found, path, layout)
+    if isinstance(model, VQAModel):
+        model.answers = tuple(answers)
     if tokenizer is not None:
         text = with_tokenizer(model.config, tokenizer).text.model_copy(
             update={"vocabulary": model.config.text.vocabulary}
@@ -135,23 +159,41 @@ def convert_albef_checkpoint(
     return model.eval()
 
 
-def to_albef_names(model: VisionLanguageModel, teacher: Backbone | None = None) -> dict[str, Tensor]:
+def to_albef_names(model: VisionLanguageModel | TaskModel, teacher: nn.Module | None = None) -> dict[str, Tensor]:
     """The weights of a model under the names of the official code, which ``{"model": …}`` makes a checkpoint of.
 
     Args:
-        model: whose image encoder is a plain vision transformer.
-        teacher: its moving average, if that is wanted too.
+        model: whose image encoder is a plain vision transformer; pretrained, or of any task.
+        teacher: its moving average, if that is wanted too: of ``model.backbone``, or of ``model.net``.
+
+    Raises:
+        ConfigError: another image encoder.
     """
+    layout = layout_of_model(model)
+    spelled = without_bert if isinstance(model, TaskModel) else str
+    unused = may_lack(layout)
+    pairs = [(theirs, ours) for theirs, ours in official_names(model) if not theirs.startswith(unused)]
     own = model.state_dict()
-    made = {theirs: own[name] for theirs, name in _names(model)}
-    made["temp"] = model.temperature.detach().clone()
-    made["text_encoder.cls.predictions.decoder.weight"] = made[_WORDS]
-    made["text_encoder.cls.predictions.decoder.bias"] = made["text_encoder.cls.predictions.bias"]
+    made = {spelled(theirs): own[ours] for theirs, ours in pairs}
+    if _PATCHES not in made or POSITIONS not in made:
+        raise ConfigError(
+            "official checkpoints hold a plain vision transformer with patches and positions: this image encoder is another "
+            "(image.name, or image.stem: convolution)"
+        )
+    if isinstance(model, VisionLanguageModel):
+        made["temp"] = model.temperature.detach().clone()
+    for module, words in (("text_encoder", WORDS), ("text_decoder", WORDS.replace("encoder", "decoder", 1))):
+        if (bias := f"{module}.cls.predictions.bias") in made:
+            made[f"{module}.cls.predictions.decoder.weight"] = made[words]
+            made[f"{module}.cls.predictions.decoder.bias"] = made[bias]
     if teacher is not None:
+        prefix = "net." if isinstance(model, TaskModel) else "backbone."
         followed = teacher.state_dict()
-        for theirs, name in _names(model):
-            if name.startswith("backbone."):
-                made[_teachers_name(theirs)] = followed[name.removeprefix("backbone.")]
+        made |= {
+            teachers_name(spelled(theirs)): followed[ours.removeprefix(prefix)]
+            for theirs, ours in pairs
+            if ours.startswith(prefix)
+        }
     return made
 
 
@@ -167,38 +209,6 @@ def resized_positions(table: Tensor, patches: int) -> Tensor:
     grid = table[:, 1:].unflatten(1, (before, before)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, (after, after), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1].float(), grid.flatten(2).transpose(1, 2)], dim=1)
-
-
-def _names(model: VisionLanguageModel) -> Iterator[tuple[str, str]]:
-    """(their name, our name) of every tensor."""
-    backbone = "backbone."
-    fused = model.config.text.text_layers
-    for name in model.state_dict():
-        inner = name.removeprefix(backbone)
-        if inner.startswith("image.backbone."):
-            yield inner.replace("image.backbone", "visual_encoder", 1), name
-        elif inner.startswith("text.transformer."):
-            yield inner.replace("text.transformer", "text_encoder.bert", 1), name
-        elif inner.startswith("fusion.layers."):
-            place, _, rest = inner.removeprefix("fusion.layers.").partition(".")
-            part, _, leaf = rest.rpartition(".")
-            (theirs,) = (other for other, ours in _LAYER if ours == part)
-            yield f"text_encoder.bert.encoder.layer.{fused + int(place)}.{theirs}.{leaf}", name
-        elif inner == "lm_head.bias":
-            yield "text_encoder.cls.predictions.bias", name
-        elif name.startswith("itm_head."):
-            yield name, name
-        elif name == "log_temperature":
-            yield "temp", name
-        else:
-            part, _, leaf = inner.rpartition(".")
-            (theirs,) = (other for other, ours in _HEADS if ours == part)
-            yield f"{theirs}.{leaf}", name
-
-
-def _teachers_name(name: str) -> str:
-    module, _, rest = name.partition(".")
-    return f"{module}_m.{rest}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -219,20 +229,20 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _canonical(tensors: Mapping[str, Tensor], path: Path, part: str) -> dict[str, Tensor]:
+def _canonical(tensors: Mapping[str, Tensor], path: Path, part: Part) -> dict[str, Tensor]:
     """Those of the student or of the teacher, under the names of pretraining."""
     found: dict[str, Tensor] = {}
     teachers: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if _IGNORED.search(name):
+        if not is_weight(name):
             continue
         module, _, rest = name.partition(".")
         if module.endswith("_m"):
-            teachers[_with_bert(f"{module.removesuffix('_m')}.{rest}")] = value
+            teachers[with_bert(f"{module.removesuffix('_m')}.{rest}")] = value
         else:
-            found[_with_bert(name)] = value
-    if _WORDS not in found or _POSITIONS not in found:
-        lacking = _WORDS if _WORDS not in found else _POSITIONS
+            found[with_bert(name)] = value
+    if WORDS not in found or POSITIONS not in found:
+        lacking = WORDS if WORDS not in found else POSITIONS
         raise CheckpointError(f"{path} is no checkpoint of ALBEF: it has no {lacking}")
     if part == "teacher":
         if not teachers:
@@ -241,32 +251,86 @@ def _canonical(tensors: Mapping[str, Tensor], path: Path, part: str) -> dict[str
     return found
 
 
-def _with_bert(name: str) -> str:
-    return re.sub(r"^text_encoder\.(?=embeddings|encoder)", "text_encoder.bert.", name)
+def _layout(found: dict[str, Tensor], path: Path, only: Collection[Layout]) -> Layout:
+    """Which kind it is; what a kind holds without need is taken out."""
+    try:
+        layout = layout_of(found)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if only and layout not in only:
+        wanted = " or ".join(SAID[one] for one in only)
+        raise CheckpointError(f"{path} is a checkpoint of {SAID[layout]}, not of {wanted}")
+    if layout == "assignment":
+        found.pop("temp", None)
+    return layout
+
+
+def _empty(
+    layout: Layout, encoders: VisionLanguageConfig, found: Mapping[str, Tensor]
+) -> VisionLanguageModel | TaskModel:
+    if layout not in TASK_MODELS:
+        return VisionLanguageModel(encoders, load_pretrained=False)
+    given = {name: getattr(encoders, name) for name in VisionLanguageConfig.model_fields}
+    if layout == "vqa":
+        given["decoder_layers"] = len(_layers(found, "decoder")[0])
+    kind = TASK_MODELS[layout]
+    return kind(kind.Config(**given))
+
+
+def _fill(model: VisionLanguageModel | TaskModel, found: Mapping[str, Tensor], path: Path, layout: Layout) -> None:
+    pairs = {
+        theirs: ours
+        for theirs, ours in official_names(model)
+        if theirs in found or not theirs.startswith(may_lack(layout))
+    }
+    if missing := sorted(set(pairs) - set(found)):
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors of ALBEF's {SAID[layout]}, such as {missing[0]}: is it complete?"
+        )
+    if unknown := sorted(set(found) - set(pairs)):
+        raise CheckpointError(
+            f"{path} holds {len(unknown)} tensors that are not of ALBEF's {SAID[layout]}, such as {unknown[0]}: "
+            "give a checkpoint as the authors publish them"
+        )
+    own = model.state_dict()
+    ours: dict[str, Tensor] = {}
+    for theirs, name in pairs.items():
+        value = found[theirs]
+        if theirs == POSITIONS:
+            value = resized_positions(value, own[name].shape[1] - 1)
+        elif theirs == "temp":
+            value = value.float().log()
+        if value.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path}: {theirs} has shape {tuple(value.shape)}, ALBEF of this size needs {tuple(own[name].shape)}"
+            )
+        ours[name] = value.to(own[name].dtype)
+    model.load_state_dict({**own, **ours})
 
 
 def _config_of(
-    found: Mapping[str, Tensor], path: Path, image_size: int | None, image_heads: int | None, text_heads: int | None
+    found: Mapping[str, Tensor],
+    path: Path,
+    layout: Layout,
+    image_size: int | None,
+    image_heads: int | None,
+    text_heads: int | None,
 ) -> VisionLanguageConfig:
     try:
-        width, patch = (
-            found["visual_encoder.patch_embed.proj.weight"].shape[0],
-            found["visual_encoder.patch_embed.proj.weight"].shape[-1],
-        )
-        dim = found["vision_proj.weight"].shape[0]
+        patches = found[_PATCHES]
+        positions = found["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0]
+        dim = None if "vision_proj." in may_lack(layout) else found["vision_proj.weight"].shape[0]
     except KeyError as error:
         raise CheckpointError(f"{path} is no checkpoint of ALBEF: it has no {error.args[0]}") from error
-    words, hidden = found[_WORDS].shape
-    layers = {int(m[1]) for name in found if (m := re.match(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.", name))}
-    fused = {
-        int(m[1])
-        for name in found
-        if (m := re.match(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.crossattention", name))
-    }
-    blocks = {int(m[1]) for name in found if (m := re.match(r"visual_encoder\.blocks\.(\d+)\.", name))}
-    grid = math.isqrt(found[_POSITIONS].shape[1] - 1)
+    width, patch = patches.shape[0], patches.shape[-1]
+    words, hidden = found[WORDS].shape
+    layers, fused = _layers(found, "encoder")
+    if not fused or not layers - fused:
+        lacking = "no layer that looks at the image" if not fused else "no layer that reads text alone"
+        raise CheckpointError(f"{path} is no checkpoint of ALBEF: its text encoder has {lacking}")
+    blocks = {int(place[1]) for name in found if (place := _BLOCK.match(name))}
     image = ImageEncoderConfig(
-        image_size=image_size or grid * patch,
+        image_size=image_size or math.isqrt(found[POSITIONS].shape[1] - 1) * patch,
         patch_size=patch,
         width=width,
         depth=len(blocks),
@@ -274,13 +338,39 @@ def _config_of(
     )
     text = TextEncoderConfig(
         text_layers=len(layers - fused),
-        fusion_layers=len(fused),
-        max_length=min(_MAX_LENGTH, found["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0]),
+        fusion_layers=_pairs(found, path, layout, sorted(fused)) if layout in DOUBLED else len(fused),
+        max_length=min(_MAX_LENGTH, positions),
         vocabulary=words,
         hidden_size=hidden,
         heads=text_heads or max(1, hidden // _HEAD),
-        positions=found["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
+        positions=positions,
     )
     if words == _BERT_WORDS:
         text = text.model_copy(update=_BERT_IDS)
-    return VisionLanguageConfig(image=image, text=text, dim=dim)
+    config = VisionLanguageConfig(image=image, text=text)
+    return config if dim is None else config.model_copy(update={"dim": dim})
+
+
+def _layers(found: Mapping[str, Tensor], module: str) -> tuple[set[int], set[int]]:
+    """Places of all layers, and of those with cross-attention."""
+    places = [place for name in found if (place := _LAYER.match(name)) and place[1] == module]
+    return {int(place[2]) for place in places}, {int(place[2]) for place in places if place[3]}
+
+
+def _pairs(found: Mapping[str, Tensor], path: Path, layout: Layout, fused: list[int]) -> int:
+    """How many pairs of fusion layers; the two of each share keys and values."""
+    if len(fused) % 2:
+        raise CheckpointError(
+            f"{path}: {SAID[layout]} has each fusion layer twice, this checkpoint has {len(fused)} of them"
+        )
+    for first, second in zip(fused[::2], fused[1::2], strict=True):
+        for name in ("key.weight", "key.bias", "value.weight", "value.bias"):
+            one, other = (
+                found.get(f"text_encoder.bert.encoder.layer.{layer}.crossattention.self.{name}")
+                for layer in (first, second)
+            )
+            if one is not None and other is not None and not torch.equal(one, other):
+                raise CheckpointError(
+                    f"{path}: layers {first} and {second} do not share crossattention.self.{name}, as {SAID[layout]} does"
+                )
+    return len(fused) // 2
