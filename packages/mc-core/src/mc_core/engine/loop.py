@@ -209,6 +209,7 @@ class _Loop:
             text = yaml.safe_dump(_plain(recipe or {"mc_core": __version__, **self.fingerprint()}), sort_keys=False)
             write_atomic(self.run_dir / "recipe.yaml", text)
         if resumed_from is None:
+            self.method.start_optimizer(self.optimizer)
             for line in self.method.advice(self.fit.batch_size, len(self.data)):
                 _log.warning("%s", line)
         elif self.progress.step < self.progress.total_steps:

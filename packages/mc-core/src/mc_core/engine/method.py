@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from torch.optim import Optimizer
+
 Batch = dict[str, Any]
 
 
@@ -123,6 +125,12 @@ class Method(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Called once per optimizer step, after it, under ``no_grad``: move momentum encoders and queues here."""
+
+    def start_optimizer(self, optimizer: Optimizer) -> None:
+        """Called once with the new optimizer, before the first step of a run that does not resume. Default: nothing.
+
+        A method that goes on from a smaller or an earlier model puts that one's moments here.
+        """
 
     def encode(self, batch: Batch) -> Tensor:
         """(B, dim) frozen features of un-augmented samples, for evaluation and export. Called in eval mode under no_grad."""

@@ -25,15 +25,18 @@ def _both(*templates: str) -> tuple[str, ...]:
     return (*templates, *definite)
 
 
-_SMALL_PICTURES = _both(
-    "a photo of a {}.",
-    "a blurry photo of a {}.",
-    "a black and white photo of a {}.",
-    "a low contrast photo of a {}.",
-    "a high contrast photo of a {}.",
-    "a bad photo of a {}.",
-    "a good photo of a {}.",
-) + ("a photo of a small {}.", "a photo of a big {}.", "a photo of the small {}.", "a photo of the big {}.")
+_SMALL_PICTURES = (
+    *_both(
+        "a photo of a {}.",
+        "a blurry photo of a {}.",
+        "a black and white photo of a {}.",
+        "a low contrast photo of a {}.",
+        "a high contrast photo of a {}.",
+        "a bad photo of a {}.",
+        "a good photo of a {}.",
+    ),
+    *(f"a photo of {article} {size} {PLACE}." for article in ("a", "the") for size in ("small", "big")),
+)
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "digit scenes": SCENES,

@@ -54,7 +54,7 @@ class ZeroShotResult:
 
     @property
     def mean_per_class(self) -> float:
-        """Mean of the classes' accuracies, each class counting alike: the figure of Pets, Caltech101 and Flowers102 in CLIP's paper."""
+        """Mean of the classes' accuracies: CLIP's paper reports it of Pets, Caltech101 and Flowers102."""
         return float(np.nanmean(self.per_class))
 
     @property
