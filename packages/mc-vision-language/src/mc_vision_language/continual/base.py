@@ -152,9 +152,7 @@ class Sequential(ContinualMethod):
     def base_losses(self, step: Step) -> dict[str, Tensor]:
         """L_ita and L_mlm, with their weights in them."""
         config = self.config
-        losses: dict[str, Tensor] = {}
-        if config.ita:
-            losses["ita"] = config.ita * both_ways(step.of_images, step.of_texts, self.same(step.batch), step.first)
+        losses = {"ita": config.ita * both_ways(step.of_images, step.of_texts, self.same(step.batch), step.first)}
         if step.masked is not None and step.word_log_p is not None:
             losses["mlm"] = config.mlm * nn.functional.nll_loss(step.word_log_p, step.masked.words)
         return losses
@@ -216,7 +214,7 @@ class Sequential(ContinualMethod):
 
     def check(self, micro_batch_size: int) -> None:
         """Refuse a batch of one, which has no negatives."""
-        if micro_batch_size < 2 and self.config.ita:
+        if micro_batch_size < 2:
             raise ConfigError(
                 f"{micro_batch_size} pair per process and micro-batch has no other to be told from: take a larger "
                 "fit.batch_size or a smaller fit.accumulation"

@@ -18,8 +18,8 @@ class ContinualConfig(VisionLanguageConfig):
 
     matching: bool = False
     """These models learn no matching: nothing ranks candidates again."""
-    ita: float = Field(default=1.0, ge=0)
-    """Weight of image-text contrast within the batch; 0: off."""
+    ita: float = Field(default=1.0, gt=0)
+    """Weight of image-text contrast within the batch."""
     mlm: float = Field(default=1.0, ge=0)
     """Weight of masked language modelling; 0: off."""
     mask_rate: float = Field(default=0.15, gt=0, lt=1)
@@ -32,10 +32,4 @@ class ContinualConfig(VisionLanguageConfig):
     def _check_matching(self) -> Self:
         if self.matching:
             raise ValueError("matching: this method trains no matching; leave it false")
-        return self
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> Self:
-        if not (self.ita or self.mlm):
-            raise ValueError("ita and mlm are both 0: nothing would be trained")
         return self
