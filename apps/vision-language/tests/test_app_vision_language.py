@@ -221,8 +221,9 @@ def test_ablation_of_one_seed(captions, command, tiny, tmp_path):
     done = command("ablate", captions, *options, "--out", tmp_path / "rows", "--json")
     assert done.code == 0, done.err
     assert [row["row"] for row in done.json["rows"]][:3] == ["random encoder", "MLM + ITM", "ITC alone"]
-    again = command("ablate", captions, *options, "--out", tmp_path / "rows").out
-    assert "MLM + ITM" in again
+    again = command("ablate", captions, *options, "--out", tmp_path / "rows", "--downstream").out
+    names = ["MLM + ITM", "+ MoD in MLM", "fine-tuned", "+ MoD downstream"]
+    assert sorted(names, key=again.index) == names
 
 
 def test_the_recipe_is_printed_with_options_in_place(command):

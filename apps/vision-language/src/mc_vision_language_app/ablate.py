@@ -9,7 +9,17 @@ from mc_core.cli import Clock, keep_freed_memory, print_json, print_table
 from mc_core.files import write_json
 from mc_core.runs import folder_name
 from mc_core.seeds import Spread
-from mc_vision_language.ablation import ARMS, COLUMNS, STRENGTHS, UNTRAINED, run_arm, run_untrained, strength_arm
+from mc_vision_language.ablation import (
+    ARMS,
+    COLUMNS,
+    DOWNSTREAM,
+    STRENGTHS,
+    UNTRAINED,
+    run_arm,
+    run_downstream,
+    run_untrained,
+    strength_arm,
+)
 from mc_vision_language.recipe import resolve_recipe
 from mc_vision_language.sample import SAMPLE
 from mc_vision_language_app.measure import candidates
@@ -30,6 +40,7 @@ def run_ablate(
     noises: Sequence[float],
     steps: int | None,
     strengths: bool,
+    downstream: bool,
     as_json: bool,
 ) -> None:
     """Train every row, and print the table."""
@@ -41,13 +52,15 @@ def run_ablate(
     name = SAMPLE if source is None else source_name(source)
     folder = out or Path("runs") / f"ablation-{folder_name(Path(name).stem)}"
     k = min(32, candidates(int((pairs.splits == "test").sum()), None))
-    arms = (*ARMS, *map(strength_arm, STRENGTHS if strengths else ()))
+    further = [(arm, run_downstream) for arm in (DOWNSTREAM if downstream else ())]
+    harder = [(strength_arm(strength), run_arm) for strength in (STRENGTHS if strengths else ())]
+    arms = [*((arm, run_arm) for arm in ARMS), *further, *harder]
     found: dict[tuple[float, str], list[dict[str, float]]] = {}
     for seed in range(seeds):
         found.setdefault((0.0, UNTRAINED), []).append(run_untrained(recipe, changes, seed, pairs, folder, k=k))
         for noise in noises:
-            for arm in arms:
-                scores = run_arm(recipe, changes, arm, seed, pairs, folder, noise=noise, k=k)
+            for arm, train in arms:
+                scores = train(recipe, changes, arm, seed, pairs, folder, noise=noise, k=k)
                 found.setdefault((noise, arm.name), []).append(scores)
     rows = [
         {"wrong_captions": noise, "row": arm, **{c: {"mean": s.mean, "sd": s.sd} for c, s in _spreads(each).items()}}

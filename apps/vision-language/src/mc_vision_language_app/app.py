@@ -374,6 +374,7 @@ def ablate(
     noise: list[float] | None = None,
     steps: int | None = None,
     strengths: bool = False,
+    downstream: bool = False,
     json: _Json = False,
 ) -> None:
     """What each part is worth on these pairs: matching and words, contrast, hard negatives, momentum distillation.
@@ -386,6 +387,7 @@ def ablate(
         noise: Share of the training captions that are swapped among themselves; repeat for several. Default: 0 and 0.4.
         steps: Optimizer steps of each row. Default: the recipe's.
         strengths: Also rows with hard negatives of strength 0.25, 0.5 and 0.75.
+        downstream: Also two rows that train the last one further for retrieval, without and with momentum distillation.
         json: Print one JSON object instead of a table.
     """
     from mc_vision_language_app.ablate import run_ablate
@@ -399,6 +401,7 @@ def ablate(
         noises=noise or [0.0, 0.4],
         steps=steps,
         strengths=strengths,
+        downstream=downstream,
         as_json=json,
     )
 

@@ -14,19 +14,25 @@ TASKS: tuple[Task, ...] = ("retrieval", "vqa", "nlvr2", "entailment", "grounding
 
 
 def vl_claims(
-    *, seeds: int = 5, steps: int = 400, keep: Path = Path("runs/benchmarks"), only_seed: int | None = None
+    *,
+    seeds: int = 5,
+    steps: int = 400,
+    downstream: bool = False,
+    keep: Path = Path("runs/benchmarks"),
+    only_seed: int | None = None,
 ) -> None:
     """What each part of ALBEF is worth: contrast, matching, hard negatives, momentum distillation, with right and wrong captions.
 
     Args:
         seeds: Weights, order and wrong captions of their own.
         steps: Optimizer steps.
+        downstream: Also train the last row further for retrieval, without and with momentum distillation.
         keep: Where finished rows are kept.
         only_seed: Train the rows of this seed and report nothing, for several processes.
     """
     from mc_benchmarks.vl_claims import run_vl_claims
 
-    run_vl_claims(seeds=seeds, keep=keep, steps=steps, only_seed=only_seed)
+    run_vl_claims(seeds=seeds, keep=keep, steps=steps, downstream=downstream, only_seed=only_seed)
 
 
 def vl_search(

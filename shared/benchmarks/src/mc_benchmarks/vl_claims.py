@@ -12,7 +12,17 @@ from sklearn.datasets import load_digits
 from mc_benchmarks.contract import Report, Row, environment
 from mc_core.recipes import merge
 from mc_core.seeds import Spread
-from mc_vision_language.ablation import ARMS, COLUMNS, STRENGTHS, UNTRAINED, run_arm, run_untrained, strength_arm
+from mc_vision_language.ablation import (
+    ARMS,
+    COLUMNS,
+    DOWNSTREAM,
+    STRENGTHS,
+    UNTRAINED,
+    run_arm,
+    run_downstream,
+    run_untrained,
+    strength_arm,
+)
 from mc_vision_language.data import ArrayImages, Pairs, text_key
 
 _log = logging.getLogger("mc_core")
@@ -115,7 +125,13 @@ def _third(values: np.ndarray) -> np.ndarray:
 
 
 def run_vl_claims(
-    *, seeds: int, keep: Path, steps: int, noises: tuple[float, ...] = (0.0, 0.4), only_seed: int | None = None
+    *,
+    seeds: int,
+    keep: Path,
+    steps: int,
+    noises: tuple[float, ...] = (0.0, 0.4),
+    downstream: bool = False,
+    only_seed: int | None = None,
 ) -> Report | None:
     """Weights, order and wrong captions of its own for each seed; every row on each.
 
@@ -124,6 +140,7 @@ def run_vl_claims(
         keep: where finished rows are kept.
         steps: optimizer steps of each row.
         noises: shares of wrong training captions.
+        downstream: also train the last row further for retrieval, without and with momentum distillation.
         only_seed: train the rows of this seed alone and report nothing: for several processes.
     """
     changes = merge(SETTINGS, {"fit": {"steps": steps}})
@@ -133,8 +150,10 @@ def run_vl_claims(
         pairs = captioned_digits()
         found.setdefault((0.0, UNTRAINED), []).append(run_untrained(RECIPE, changes, seed, pairs, folder, k=K))
         for noise in noises:
-            for arm in (*ARMS, *(map(strength_arm, STRENGTHS) if noise else ())):
-                scores = run_arm(RECIPE, changes, arm, seed, pairs, folder, noise=noise, k=K)
+            further = DOWNSTREAM if downstream else ()
+            for arm in (*ARMS, *further, *(map(strength_arm, STRENGTHS) if noise else ())):
+                train = run_downstream if arm in further else run_arm
+                scores = train(RECIPE, changes, arm, seed, pairs, folder, noise=noise, k=K)
                 found.setdefault((noise, arm.name), []).append(scores)
                 said = ", ".join(f"{c} {scores[c]:.3f}" for c in COLUMNS)
                 _log.info("seed %d, %g wrong, %s: %s", seed, noise, arm.name, said)
@@ -143,7 +162,8 @@ def run_vl_claims(
     report = Report(
         benchmark="vl_claims",
         command="uv run mc-benchmark vl-claims"
-        + "".join(f" --{n} {v}" for n, v, usual in (("seeds", seeds, 5), ("steps", steps, 400)) if v != usual),
+        + "".join(f" --{n} {v}" for n, v, usual in (("seeds", seeds, 5), ("steps", steps, 400)) if v != usual)
+        + (" --downstream" if downstream else ""),
         question=f"What each part of ALBEF is worth on captioned digits, with right and with wrong captions, {seeds} seeds",
         settings={
             "seeds": seeds,
@@ -192,6 +212,10 @@ _PAIRS = (
     ("+ MoD in ITC", "contrast_mean", "+ hard negatives", "contrast_mean", "MoD in ITC, contrast"),
     ("+ MoD in ITC", "reranked_mean", "+ hard negatives", "reranked_mean", "MoD in ITC, ranked again"),
     ("+ MoD in MLM", "reranked_mean", "+ MoD in ITC", "reranked_mean", "MoD in MLM, ranked again"),
+    ("fine-tuned", "contrast_mean", "+ MoD in MLM", "contrast_mean", "fine-tuning, contrast"),
+    ("fine-tuned", "reranked_mean", "+ MoD in MLM", "reranked_mean", "fine-tuning, ranked again"),
+    ("+ MoD downstream", "contrast_mean", "fine-tuned", "contrast_mean", "MoD downstream, contrast"),
+    ("+ MoD downstream", "reranked_mean", "fine-tuned", "reranked_mean", "MoD downstream, ranked again"),
 )
 
 
@@ -200,6 +224,8 @@ def _reading(found: dict[tuple[float, str], list[dict[str, float]]], noises: tup
     for noise in noises:
         shown = []
         for more, column, less, other, what in _PAIRS:
+            if (noise, more) not in found:  # a row that was not asked for
+                continue
             both = zip(found[noise, more], found[noise, less], strict=True)
             gain = Spread.of([a[column] - b[other] for a, b in both])
             shown.append(f"{what} {gain.mean:+.3f}" + ("" if gain.sd is None else f" ± {gain.sd:.3f}"))
