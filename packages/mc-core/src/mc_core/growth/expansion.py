@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mc_core.errors import ConfigError
+from mc_core.growth._vision_block import NORMS, vision_block_axes
 from mc_core.growth.blocks import Block
 from mc_core.growth.layout import Axis, Residual
 from mc_core.momentum import MomentumEncoder
@@ -161,7 +162,7 @@ def _ungrouped(tensor: Tensor, axes: Sequence[Axis]) -> tuple[Tensor, list[int]]
 
 
 @dataclass
-class _Described:
+class Described:
     """A model's parameters with their axes, its norms over the stream, and blocks by stack."""
 
     axes: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
@@ -222,7 +223,7 @@ class Expansion:
                 raise ConfigError(f"{type(old).__name__} has no residual(): pass a Residual that describes it")
             residual = cast(Growable, old).residual()
         self.old, self.fresh, self.joint_noise = old, fresh, joint_noise
-        before, after = _described(old, residual), _described(fresh, residual)
+        before, after = described(old, residual), described(fresh, residual)
         self._norms = before.norms
         self._rules = dict(_rules(old, fresh, before, after))
         self._check_norms()
@@ -346,27 +347,27 @@ class Expansion:
         return given
 
     def _check_norms(self) -> None:
-        """Whoever has a stream that grows must have norms over it that grow as much."""
-        grown = {
-            rule.after[axis.dim]
-            for rule in self._rules.values()
-            if rule.before is not None
-            for axis in rule.growing("read")
-        }
-        widths = {
-            rule.after[axis.dim]
-            for rule in self._rules.values()
-            if rule.before is not None
-            for axis in rule.growing("gain")
-        }
-        if missing := grown - widths:
-            raise ConfigError(
-                f"the residual stream grows to {sorted(missing)[0]} channels, but no LayerNorm over it was named; "
-                "a model can grow in width where every reader is behind a LayerNorm (Residual.norms)"
-            )
+        """A stream that grows is read behind norms that grow, and have gains to be rescaled."""
+        for path in self._norms:
+            norm, twin = self.old.get_submodule(path), self.fresh.get_submodule(path)
+            if norm.normalized_shape != twin.normalized_shape and norm.weight is None:
+                raise ConfigError(
+                    f"{path} is a LayerNorm without gains, which a growth in width has to rescale; it can be handled with "
+                    "elementwise_affine=True"
+                )
+        sizes: dict[str, set[int]] = {"read": set(), "gain": set(), "write": set()}
+        for rule in self._rules.values():
+            for axis in rule.growing(*sizes):
+                sizes[axis.role].add(rule.after[axis.dim])
+        for role, told in (("read", "read"), ("write", "written")):
+            if missing := sizes[role] - sizes["gain"]:
+                raise ConfigError(
+                    f"a residual stream that grows to {min(missing)} channels is {told}, but no LayerNorm over it grows so; a "
+                    "model can grow in width where every reader is behind a LayerNorm (Residual.norms)"
+                )
 
 
-def _rules(old: nn.Module, fresh: nn.Module, before: _Described, after: _Described) -> Iterator[tuple[str, _Rule]]:
+def _rules(old: nn.Module, fresh: nn.Module, before: Described, after: Described) -> Iterator[tuple[str, _Rule]]:
     for stack, count in before.blocks.items():
         if after.blocks[stack] < count:
             raise ConfigError(
@@ -414,11 +415,9 @@ def _rule(name: str, before: torch.Size, after: torch.Size, axes: tuple[Axis, ..
     return _Rule(before, after, tuple(grown))
 
 
-def _described(model: nn.Module, residual: Residual) -> _Described:
+def described(model: nn.Module, residual: Residual) -> Described:
     """The tables of a model and of its blocks, as axes of parameters."""
-    from mc_core.growth.vision_transformer import is_vision_block, vision_block_axes, vision_block_norms
-
-    found = _Described()
+    found = Described()
     parameters = dict(model.named_parameters())
     for role, table in (("write", residual.writers), ("read", residual.readers), ("joint", residual.joint)):
         for name, dim in table.items():
@@ -437,13 +436,8 @@ def _described(model: nn.Module, residual: Residual) -> _Described:
             prefix = f"{stack}.{i}."
             if isinstance(block, Block):
                 axes, norms = block.axes(), block.norms()
-            elif is_vision_block(block):
-                axes, norms = vision_block_axes(block), vision_block_norms(block)
             else:
-                raise ConfigError(
-                    f"{prefix[:-1]} is a {type(block).__name__}, which the expansion cannot handle; it can handle "
-                    "mc_core.growth.Block and pre-LN blocks like timm's (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2)"
-                )
+                axes, norms = vision_block_axes(block, prefix[:-1]), NORMS
             found.axes |= {prefix + name: axis for name, axis in axes.items()}
             found.norms += [prefix + name for name in norms]
             count += 1
@@ -455,7 +449,8 @@ def _described(model: nn.Module, residual: Residual) -> _Described:
                 f"{path} is a {type(norm).__name__}, which the expansion cannot handle; it can handle LayerNorm"
             )
         for name, role in (("weight", "gain"), ("bias", "shift")):
-            found.axes[f"{path}.{name}"] = (Axis(0, cast(Any, role)),)
+            if f"{path}.{name}" in parameters:
+                found.axes[f"{path}.{name}"] = (Axis(0, cast(Any, role)),)
     return found
 
 
