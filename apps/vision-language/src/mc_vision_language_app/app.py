@@ -14,6 +14,7 @@ from mc_vision_language import __version__
 from mc_vision_language.augment_config import AugmentConfig
 from mc_vision_language.data.options import SplitOptions
 from mc_vision_language.methods import METHODS
+from mc_vision_language.methods.growclip.config import GrowCLIPConfig
 from mc_vision_language.recipe import system_of
 from mc_vision_language_app.pair_options import PairOptions
 from mc_vision_language_app.task_options import TaskOptions
@@ -403,6 +404,97 @@ def ablate(
         strengths=strengths,
         downstream=downstream,
         as_json=json,
+    )
+
+
+@app.command(name="zero-shot")
+def zero_shot(
+    run: Path,
+    source: str | None = None,
+    /,
+    *,
+    templates: Path | None = None,
+    names: Path | None = None,
+    root: Path | None = None,
+    draws: int = 1000,
+    device: _Device = "auto",
+    json: _Json = False,
+) -> None:
+    """Tell which class an image is of, by sentences about the classes alone.
+
+    Args:
+        run: Run folder, or a saved model.
+        source: Folder with a folder of images for each class; a standard set as published (ImageNet, CIFAR-10, CIFAR-100,
+            Caltech101, Flowers102, Food101, SUN397, DTD, Pets); or torchvision:NAME. Default: the digit scenes, for a run trained
+            on them.
+        templates: File of sentences with {} where the class goes, one in each line. Default: CLIP's for a standard set, else
+            "a photo of a {}.".
+        names: File of class names, one in each line or FOLDER<tab>NAME. Default: those of the folders or of the set.
+        root: Of torchvision:NAME: the folder that holds it; nothing is downloaded.
+        draws: Of the bootstrap over images.
+        device: Where to compute.
+        json: Print one JSON object instead of tables.
+    """
+    from mc_vision_language_app.zero_shot import run_zero_shot
+
+    run_zero_shot(run, source, templates=templates, names=names, root=root, draws=draws, device=device, as_json=json)
+
+
+@app.command
+def grow(
+    *sources: str,
+    pairs: _Pairs = None,
+    recipe: str | None = None,
+    out: Path | None = None,
+    slices: int = 4,
+    beside: bool | None = None,
+    labelled: str | None = None,
+    templates: Path | None = None,
+    batch: int | None = None,
+    json: _Json = False,
+    print_recipe: Annotated[bool, Parameter(negative=())] = False,
+    unit: Annotated[Literal["image", "caption"] | None, Parameter(group=_READING, show_default=False)] = None,
+    split: Annotated[SplitOptions | None, Parameter(name="split", group=_READING, show_default=False)] = None,
+    augment: Annotated[AugmentConfig | None, Parameter(name="augment", group=_AUGMENT, show_default=False)] = None,
+    fit: Annotated[Fit | None, Parameter(name="fit", group=_FIT, show_default=False)] = None,
+    method: Annotated[GrowCLIPConfig | None, Parameter(name="method", group=_METHOD, show_default=False)] = None,
+) -> None:
+    """Train on pairs that keep arriving, with a model that grows when it pays (GrowCLIP).
+
+    Run the same command again after an interruption, or with more sources at the end: it goes on where the run was.
+
+    Args:
+        sources: Images with captions, as for pretrain: several arrive in their order, one is divided into slices. Without any:
+            scenes of handwritten digits in four slices, with a fixed small model and restarting beside it.
+        recipe: growclip, or growclip-laptop for a small CPU; a YAML file or a run folder.
+            Default: growclip, or growclip-laptop for the digit scenes.
+        out: Run folder. Default: runs/RECIPE-DATA.
+        slices: Into how many one source is divided.
+        beside: Also train a fixed small model, and one that begins anew at each step, with as many updates.
+            Default: for the digit scenes.
+        labelled: Folder of classes, or a standard set, to classify after each step; see zero-shot. Default: none.
+        templates: File of sentences for it; see zero-shot.
+        batch: Pairs of an optimizer step (as --fit.batch-size).
+        json: Print the result as one JSON object instead of a table.
+        print_recipe: Print the recipe with all options in place, and do nothing.
+    """
+    from mc_vision_language_app.grow import GrowOptions, run_grow
+
+    run_grow(
+        GrowOptions(
+            sources=sources,
+            pairs=pairs or PairOptions(),
+            recipe=recipe,
+            out=out,
+            slices=slices,
+            beside=beside,
+            labelled=labelled,
+            templates=templates,
+            batch=batch,
+            json=json,
+            print_recipe=print_recipe,
+            sections={"unit": unit, "split": split, "augment": augment, "fit": fit, "method": method},
+        )
     )
 
 

@@ -19,7 +19,8 @@ COLORS = ("#1b6ca8", "#d1495b", "#b8b8b8")
 _QUERIES, _FOUND, _MAPS = 3, 5, 4
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -32,18 +33,18 @@ def save(figure: Any, path: Path) -> Path:
     """Write a figure whole, and close it."""
     with atomic_path(path) as draft:
         figure.savefig(draft, format="png", dpi=110, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 
 def report_figures(found: Comparison, test: Pairs, model: VisionLanguageModel, folder: Path) -> list[tuple[str, Path]]:
     """(caption, path) of every picture of the report."""
     where = "Where a caption is seen, by the gradient of " + ("matching" if model.config.matching else "the cosine")
-    return [
+    pictures = [
         ("Recall at 1, 5 and 10, both ways, with 95 % intervals over images", recalls(found, folder / "recalls.png")),
         ("What a caption finds, best first; its own image has a frame", finds(test, model, folder / "search.png")),
-        (where, maps(test, model, folder / "where.png")),
     ]
+    return [*pictures, (where, maps(test, model, folder / "where.png"))] if model.shows_where else pictures
 
 
 def recalls(found: Comparison, path: Path) -> Path:
@@ -53,7 +54,7 @@ def recalls(found: Comparison, path: Path) -> Path:
     if first[1].reranked is not None:
         bars.append((f"best {first[1].k} re-ranked", first[1].reranked))
     bars += [(name.replace("_", " "), one.contrast) for name, one in others]
-    figure, axes = _pyplot().subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    figure, axes = pyplot().subplots(1, 2, figsize=(8, 3.2), sharey=True)
     width = 0.8 / len(bars)
     for axis, way, title in zip(
         axes, ("text_to_image", "image_to_text"), ("text → image", "image → text"), strict=True
@@ -82,7 +83,7 @@ def finds(test: Pairs, model: VisionLanguageModel, path: Path) -> Path:
     pictures = [test.images.read(int(row)) for row in rows]
     images, texts = model.encode_image(pictures), model.encode_text([test.captions[q] for q in queries])
     columns = min(_FOUND, len(rows))
-    figure, axes = _pyplot().subplots(len(queries), columns, figsize=(1.9 * columns, 2.3 * len(queries)), squeeze=False)
+    figure, axes = pyplot().subplots(len(queries), columns, figsize=(1.9 * columns, 2.3 * len(queries)), squeeze=False)
     figure.subplots_adjust(hspace=0.5)
     for line, (query, vector) in enumerate(zip(queries, texts, strict=True)):
         best = np.argsort(-(images @ vector), kind="stable")[:columns]
@@ -100,7 +101,7 @@ def finds(test: Pairs, model: VisionLanguageModel, path: Path) -> Path:
 def maps(test: Pairs, model: VisionLanguageModel, path: Path) -> Path:
     """A few images with the heat map of their caption."""
     rows = np.linspace(0, len(test) - 1, min(_MAPS, len(test))).astype(int)
-    figure, axes = _pyplot().subplots(2, len(rows), figsize=(2.6 * len(rows), 5.4), squeeze=False)
+    figure, axes = pyplot().subplots(2, len(rows), figsize=(2.6 * len(rows), 5.4), squeeze=False)
     for column, row in enumerate(rows.tolist()):
         picture, caption = test.images.read(row), test.captions_of(row)[0]
         heat = ground(model, picture, caption, mode="itm" if model.config.matching else "itc").heat
@@ -127,7 +128,7 @@ def image_row(pictures: Sequence[Any], titles: Sequence[str], path: Path, *, tit
     """Images in rows of five with titles."""
     columns = max(1, min(len(pictures), 5))
     lines = max(1, -(-len(pictures) // columns))
-    figure, axes = _pyplot().subplots(lines, columns, figsize=(2.6 * columns, 2.9 * lines), squeeze=False)
+    figure, axes = pyplot().subplots(lines, columns, figsize=(2.6 * columns, 2.9 * lines), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, picture, text in zip(axes.flat, pictures, titles, strict=False):

@@ -100,6 +100,11 @@ class VisionLanguageModel(PictureTextModel):
         """Keep τ between 0.001 and 0.5."""
         self.log_temperature.clamp_(*map(math.log, TEMPERATURES))
 
+    @property
+    def shows_where(self) -> bool:
+        """Whether heat maps of a phrase can be had."""
+        return True
+
     def need_matching(self) -> None:
         """Raise ConfigError where no matching was trained."""
         if not self.config.matching:

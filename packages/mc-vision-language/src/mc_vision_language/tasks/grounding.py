@@ -87,9 +87,11 @@ def patch_maps(
             middle fusion layer, as the official code's third of six, and the last block.
 
     Raises:
-        ConfigError: another mode, or ``itm`` of a model that learned no matching. DataError: no such layer.
+        ConfigError: another mode, a model without heat maps, or ``itm`` of one that learned no matching. DataError: no such layer.
     """
     backbone = model.backbone
+    if not model.shows_where:
+        raise ConfigError(f"a {type(model).__name__} shows no heat map: take a model that ALBEF or CTP trained")
     with torch.enable_grad():
         if mode == "itm":
             model.need_matching()

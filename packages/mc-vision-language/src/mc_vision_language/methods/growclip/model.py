@@ -286,6 +286,11 @@ class GrowCLIPModel(VisionLanguageModel):
         return self.backbone
 
     @property
+    def shows_where(self) -> bool:
+        """No: there is no fusion, and attention of the towers is not kept."""
+        return False
+
+    @property
     def temperature(self) -> Tensor:
         """τ = 1/s, a scalar with gradient."""
         return (-self.towers.logit_scale).exp()
