@@ -36,7 +36,6 @@ class Selection:
         interval: bootstrap interval of ``difference``, from paired differences batch by batch; None with one batch or no trials.
         level: of the interval.
         shares: C shares of the resampled sets of batches in which a candidate would have been chosen; None likewise.
-
     """
 
     names: tuple[str, ...]
@@ -128,6 +127,9 @@ def select_growth(
     seed: int = 0,
 ) -> Selection:
     """The candidate with the least ``L · c^w``, ties to the cheaper, unless it is no better than what there is.
+
+    The trend is that of the candidates themselves: it takes several to tell one from it. Two of different cost always tie where
+    the loss falls, and the cheaper is taken.
 
     Args:
         losses: (C, N) held-out losses, or (C, R, N) where each was evaluated R times; positive. Every candidate must have been
