@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -75,6 +77,34 @@ def test_search_by_words_and_by_image(finished, captions, command, tmp_path):
     (tmp_path / "lines.txt").write_text("a dog\n\na large red nine\na dog\n")
     told = command("search", run, tmp_path / "lines.txt", images / "00.png", "--json").json
     assert sorted(one["text"] for one in told["found"]) == ["a dog", "a large red nine"]
+
+
+def test_search_in_tars_finds_what_it_finds_in_the_folder(finished, captions, command, tmp_path):
+    run, _ = finished
+    folder = captions.parent / "images"
+    names = sorted(path.name for path in folder.iterdir())
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for place, part in enumerate((names[:35], names[35:])):
+        with tarfile.open(tars / f"part-{place}.tar", "w") as tar:
+            for name in part:
+                tar.add(folder / name, name)
+
+    def found(source):
+        done = command("search", run, source, "a large red nine", "--top", "4", "--out", tmp_path / "f.png", "--json")
+        assert done.code == 0, done.err
+        assert done.json["images"] == 60
+        return [(Path(one["image"]).name, one["cosine"]) for one in done.json["found"]]
+
+    expected = found(folder)
+    assert found(tars) == expected
+    assert found(f"{tars}/part-*.tar") == expected
+    embedded = command("embed", run, f"{tars}/part-{{0..1}}.tar", "--out", tmp_path / "v.npz", "--json")
+    assert embedded.json["rows"] == 60
+    one = command("search", run, tars / "part-1.tar", "a large red nine", "--top", "1", "--json").json
+    assert one["images"] == 25
+    trained = command("evaluate", run, captions, "--images", tars / "part-1.tar", "--draws", "0")
+    assert (trained.code, "missing" in trained.err) == (2, True)
 
 
 def test_vectors_of_images_and_texts(finished, captions, command, tmp_path):

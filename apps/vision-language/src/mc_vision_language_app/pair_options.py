@@ -13,6 +13,6 @@ class PairOptions(ReadOptions):
     """Where the images of a list of captions are, and how both are read."""
 
     images: Path | None = None
-    """Folder that image paths in the list are relative to. Default: the list's own."""
+    """Folder that image paths in the list are relative to, or a .tar whose members they are. Default: the list's own folder."""
     column: ColumnOptions = Field(default_factory=ColumnOptions)
     """Names of columns or fields, where the usual ones are not those meant."""

@@ -15,6 +15,7 @@ from mc_core.engine.checkpoint import CheckpointFolder
 from mc_core.errors import CheckpointError, DataError
 from mc_core.files import read_json
 from mc_core.listing import walk
+from mc_core.remote import is_url
 from mc_core.runs import need_run_folder
 from mc_vision_language.data import FileImages, ImageSet, Pairs, TarImages, open_pairs
 from mc_vision_language.data.options import CaptionOptions, SplitOptions
@@ -133,21 +134,23 @@ def opened(source: str, options: PairOptions, captions: CaptionOptions, split: S
 
 
 def open_images(source: str, options: PairOptions) -> tuple[ImageSet, Sequence[str]]:
-    """Images to look at, without captions, and their names: a folder, one image, a tar, or the images of a list of pairs.
+    """Images to look at, without captions, and their names: a folder, one image, tars, or the images of a list of pairs.
 
     Raises:
         DataError: nothing there.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(one for one in walk(os.fspath(path)) if one.lower().endswith(ENDINGS))
-        if not found:
-            raise DataError(f"{source} holds no image ({', '.join(ENDINGS)})")
-        images: ImageSet = FileImages(found, path)
+        files = list(walk(os.fspath(path)))
+        found = sorted(one for one in files if one.lower().endswith(ENDINGS))
+        shards = sorted(os.path.join(path, one) for one in files if one.lower().endswith(".tar"))
+        if not found and not shards:
+            raise DataError(f"{source} holds no image ({', '.join(ENDINGS)}) and no .tar")
+        images: ImageSet = FileImages(found, path) if found else TarImages.every("::".join(shards))
     elif path.suffix.lower() in ENDINGS:
         images = FileImages([os.fspath(path)])
-    elif path.suffix == ".tar":
-        images = TarImages.of(path)
+    elif source.partition("?")[0].lower().endswith(".tar"):
+        images = TarImages.every(source if is_url(source) else os.fspath(path), options.cache)
     else:
         images = opened(source, options, CaptionOptions(), SplitOptions()).images
     return images, [images.name(row) for row in range(len(images))]

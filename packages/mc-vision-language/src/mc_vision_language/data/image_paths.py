@@ -14,6 +14,11 @@ _TRIED = 5  # files of a folder that are looked for before it is given up
 _USUAL = ("images", "Images", "image", "img", "imgs", "pictures", "photos", "flickr30k-images", "Flicker8k_Dataset")
 
 
+def is_tar(images: str) -> bool:
+    """Whether the place of the pictures is a tar file."""
+    return images.lower().endswith(".tar") and os.path.isfile(images)
+
+
 def locate(
     paths: Sequence[str], table: str, images: str | None, *, first_place: str, folders: Sequence[str] = ()
 ) -> tuple[list[str], str]:

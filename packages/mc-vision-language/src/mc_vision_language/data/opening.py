@@ -12,6 +12,7 @@ from mc_core.hub_data import SAVED_FILES
 from mc_core.listing import not_found
 from mc_core.remote import fetch, is_url
 from mc_core.shards import expand_braces
+from mc_vision_language.data.image_paths import is_tar
 from mc_vision_language.data.options import CaptionOptions, ColumnOptions, ReadOptions, SplitOptions
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def open_pairs(
             ``metadata.jsonl`` … inside; WebDataset shards, as path, URL, glob or brace pattern; captions of COCO, Karpathy's
             ``dataset_*.json``, ``results_20130124.token``, ``captions.txt``, ALBEF's lists; a folder saved by Hugging Face
             `datasets`, or ``hf:user/name[:split]``.
-        images: folder that paths are relative to; default: that of the table.
+        images: folder that paths are relative to, or a tar whose members they are; default: the folder of the table.
         columns: names of columns, where the usual ones are not those meant.
         captions: what of a caption is kept.
         read: how much may be missing, what is the same picture, where fetched files go.
@@ -66,10 +67,11 @@ def open_pairs(
     if not text.startswith("hf:") and not is_url(text):
         text = os.path.expanduser(text)
     folder = None if images is None else os.path.expanduser(os.fspath(images))
-    if folder is not None and not os.path.isdir(folder):
-        raise DataError(f"--images {folder}: {'a file, not a folder' if os.path.exists(folder) else 'no such folder'}")
+    if folder is not None and not os.path.isdir(folder) and not is_tar(folder):
+        there = "a file, neither a folder nor a .tar" if os.path.exists(folder) else "no such folder"
+        raise DataError(f"--images {folder}: {there}")
     found = _find(text, folder, columns, read)
-    if folder is not None and not isinstance(found.images, FileImages):
+    if folder is not None and not isinstance(found.images, FileImages) and found.images.location != folder:
         raise ConfigError(f"--images {folder}: the pictures are in {text} itself; leave the option out")
     return assemble(found, captions, read, split)
 
@@ -149,4 +151,6 @@ def _find_in_folder(folder: str, images: str | None, columns: ColumnOptions, rea
     table = captions_file(folder, names)
     if table is not None:
         return _find_in_files(table, [table], images or folder, columns, read)
+    if images is not None and is_tar(images):
+        raise DataError(f"{folder} holds no table of captions that names pictures of {images}")
     return find_beside(images or folder, columns)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from mc_core.images.decoding import read_file
 from mc_core.images.formats import IMAGE_EXTENSIONS
 from mc_core.images.parquet import ParquetCells, cell_sizes
 from mc_core.listing import PackedStrings, fingerprint
-from mc_core.shards import ShardFile, walk_shard
+from mc_core.shards import ShardFile, find_shards, image_ending, walk_shard
 from mc_vision_language.data.images import StoredImages
 
 
@@ -71,6 +71,54 @@ class TarImages(StoredImages):
             raise DataError(f"{path} has no member {name!r}; it has {closest(name, places) or 'none'}")
         offsets, sizes = np.array(found, dtype=np.int64).reshape(-1, 2).T
         return cls([path], np.zeros(len(found), np.int32), members, offsets.copy(), sizes.copy(), location=path)
+
+    @classmethod
+    def named(cls, tar: str | Path, paths: Sequence[str]) -> Self:
+        """Pictures of one tar file that a table names; one that is not there has no bytes, and is counted as missing.
+
+        Of a path from elsewhere, leading folders are left away until a member is called like that.
+
+        Raises:
+            DataError: the tar is damaged, or holds none of them.
+        """
+        path = os.fspath(tar)
+        places = {f"{key}.{end}": at for key, ends in walk_shard(path).items() for end, at in ends.items()}
+        members = [_known_member(name, places) for name in paths]
+        found = [places.get(member, (0, 0)) for member in members]
+        if paths and not any(size for _, size in found):
+            raise DataError(
+                f"{path} has no member {members[0]!r}, nor any other that the table names; it has "
+                f"{closest(members[0], places) or 'none'}"
+            )
+        offsets, sizes = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        return cls([path], np.zeros(len(found), np.int32), members, offsets.copy(), sizes.copy(), location=path)
+
+    @classmethod
+    def every(cls, pattern: str, cache: Path | None = None) -> Self:
+        """The picture of each sample of WebDataset shards, with or without captions beside it.
+
+        Args:
+            pattern: a path, URL, glob or brace pattern; several joined by ``::``.
+            cache: where shards behind URLs go.
+
+        Raises:
+            DataError: a shard is missing or damaged, or there is no picture.
+        """
+        shards = find_shards(pattern, cache)
+        names: list[str] = []
+        shard_of: list[int] = []
+        places: list[tuple[int, int]] = []
+        for number, shard in enumerate(shards):
+            for key, ends in walk_shard(shard).items():
+                end = image_ending(ends, None, f"{shard}/{key}")
+                if end is not None:
+                    names.append(f"{key}.{end}")
+                    shard_of.append(number)
+                    places.append(ends[end])
+        if not names:
+            raise DataError(f"{pattern} holds no picture ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+        offsets, sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        return cls(shards, np.array(shard_of), names, offsets.copy(), sizes.copy(), location=pattern)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
@@ -172,6 +220,14 @@ class HubImages(StoredImages):
             return len(self._data(i))
         except BadSampleError:
             return -1
+
+
+def _known_member(name: str, places: Container[str]) -> str:
+    """The member that a path of a table means; its own spelling where there is none."""
+    spelled = _member(name.replace("\\", "/"))
+    parts = spelled.strip("/").split("/")
+    shorter = ("/".join(parts[count:]) for count in range(len(parts)))
+    return next((one for one in shorter if one in places), spelled)
 
 
 def _member(name: str) -> str:

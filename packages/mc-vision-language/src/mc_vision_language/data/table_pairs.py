@@ -12,9 +12,10 @@ from typing import Any
 from mc_core.errors import DataError
 from mc_vision_language.data.assembling import Found
 from mc_vision_language.data.columns import caption_list, recognise, told
-from mc_vision_language.data.image_paths import locate
-from mc_vision_language.data.images import FileImages
+from mc_vision_language.data.image_paths import is_tar, locate
+from mc_vision_language.data.images import FileImages, StoredImages
 from mc_vision_language.data.options import ColumnOptions
+from mc_vision_language.data.stored_images import TarImages
 
 _LONGEST = 1 << 24  # characters of a cell; csv's own limit is too small for some lists of captions
 _TOKEN = re.compile(r"(.+)#\w+\t(.*)")
@@ -80,15 +81,20 @@ def find_files(rows: Rows, path: str, images: str | None, folders: Sequence[str]
         captions += texts
         image_of += [number] * len(texts)
         lines += [line] * len(texts)
-    paths, root = locate(
-        list(position), path, images, first_place=f"{path}, {rows.unit} {rows.lines[0]}", folders=folders
-    )
+    stored: StoredImages
+    if images is not None and is_tar(images):
+        stored = TarImages.named(images, list(position))
+    else:
+        paths, root = locate(
+            list(position), path, images, first_place=f"{path}, {rows.unit} {rows.lines[0]}", folders=folders
+        )
+        stored = FileImages(paths, root, keys=position, location=path)
 
     def first(values: Sequence[str] | None) -> list[str] | None:
         return None if values is None else [values[row] for row in first_row]
 
     return Found(
-        FileImages(paths, root, keys=position, location=path),
+        stored,
         captions,
         image_of,
         lambda caption: f"{path}, {rows.unit} {lines[caption]}",
