@@ -9,7 +9,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(blocks):
         exec(compile(block, f"README.md, block {number}", "exec"), names)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mc_core.errors import ConfigError, closest
-from mc_core.growth.layout import Axis
+from mc_core.growth.layout import Axis, Residual
 from mc_core.growth.spec import TowerSpec
 
 __all__ = ["Block", "Stack", "narrowed", "stream_norm"]
@@ -250,6 +250,15 @@ class Stack(nn.ModuleList):
             for _ in range(spec.blocks)
         )
         self.spec = spec
+        self.width, self.head_width, self.streams, self.depth = width, head_width, tuple(streams), depth
+
+    def residual(self) -> Residual:
+        """Nothing touches the stream of a part alone but its blocks."""
+        return Residual(stacks=("",))
+
+    def resized(self, spec: TowerSpec) -> Stack:
+        """An untrained part of another size, for :func:`mc_core.growth.grow`."""
+        return Stack(spec, self.width, self.head_width, self.streams, depth=self.depth)
 
     def forward(
         self,

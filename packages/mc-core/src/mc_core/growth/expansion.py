@@ -12,8 +12,8 @@ width d → D        writers into the residual stream lose their mean over its c
 joint width        the new rows of every projection are drawn, and c = 5e-4 of the old ones in size (see below)
 =================  ====================================================================================================
 
-The function is kept to rounding, and exactly (to the last operation) for blocks, heads and hidden units. Every new entry has a
-gradient after at most two updates.
+The function is kept to rounding: bit by bit by a block, up to the order of a sum by heads and hidden units. Every new entry has
+a gradient after at most two updates (a block's inside has none at the first).
 
 **Joint width.** Let W_v z and W_t z′ be compared by their cosine, both W of full row rank e. A linear widening to W′ in which all
 cosines stay exact needs |W′_v z|² = a²|W_v z|², |W′_t z′|² = b²|W_t z′|² and W′_vᵀW′_t = ab·W_vᵀW_t. Then W′_v = a·Q_v W_v and
@@ -371,11 +371,11 @@ def _rules(old: nn.Module, fresh: nn.Module, before: Described, after: Described
     for stack, count in before.blocks.items():
         if after.blocks[stack] < count:
             raise ConfigError(
-                f"the growth target is smaller than the model: {stack or 'the model'} has {count} blocks, "
+                f"the growth target is smaller than the model: {stack or type(old).__name__} has {count} blocks, "
                 f"the target {after.blocks[stack]}; a model can only grow"
             )
     new_blocks = tuple(
-        f"{stack}.{i}." for stack, count in after.blocks.items() for i in range(before.blocks[stack], count)
+        _prefix(stack, i) for stack, count in after.blocks.items() for i in range(before.blocks[stack], count)
     )
     held = dict(old.named_parameters())
     for name, parameter in fresh.named_parameters():
@@ -432,8 +432,8 @@ def described(model: nn.Module, residual: Residual) -> Described:
     for stack in residual.stacks:
         blocks = model.get_submodule(stack)
         count = 0
-        for i, block in blocks.named_children():
-            prefix = f"{stack}.{i}."
+        for i, block in enumerate(blocks.children()):
+            prefix = _prefix(stack, i)
             if isinstance(block, Block):
                 axes, norms = block.axes(), block.norms()
             else:
@@ -452,6 +452,11 @@ def described(model: nn.Module, residual: Residual) -> Described:
             if f"{path}.{name}" in parameters:
                 found.axes[f"{path}.{name}"] = (Axis(0, cast(Any, role)),)
     return found
+
+
+def _prefix(stack: str, block: int) -> str:
+    """What the names of a block's parameters begin with."""
+    return f"{stack}.{block}." if stack else f"{block}."
 
 
 def _copy_buffers(source: nn.Module, target: nn.Module) -> None:

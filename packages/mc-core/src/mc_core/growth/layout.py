@@ -40,7 +40,7 @@ class Residual:
     grow in width and stay the same function.
 
     Attributes:
-        stacks: paths of the module lists that hold the blocks, such as ``("image", "text", "shared")``.
+        stacks: paths of the module lists that hold the blocks, such as ``("image", "text", "shared")``; ``""`` is the model itself.
         writers: parameter → its axis of width: patch embedding (weight and bias), token table, positions, class token.
         readers: parameter → its axis of width: what reads the stream behind a norm, such as the projections.
         norms: paths of the LayerNorms over the stream, such as the final ones.
