@@ -12,7 +12,7 @@ from mc_core.cli import call_app, value_of
 from mc_core.engine.config import Fit
 from mc_vision_language import __version__
 from mc_vision_language.augment_config import AugmentConfig
-from mc_vision_language.data.options import SplitOptions
+from mc_vision_language.data.options import ReadOptions, SplitOptions
 from mc_vision_language.methods import METHODS
 from mc_vision_language.methods.growclip.config import GrowCLIPConfig
 from mc_vision_language.recipe import system_of
@@ -494,6 +494,61 @@ def grow(
             json=json,
             print_recipe=print_recipe,
             sections={"unit": unit, "split": split, "augment": augment, "fit": fit, "method": method},
+        )
+    )
+
+
+@app.command
+def continual(
+    source: str | None = None,
+    /,
+    *,
+    method: list[str] | None = None,
+    buffer: int | None = None,
+    reverse: Annotated[bool, Parameter(negative=())] = False,
+    recipe: str | None = None,
+    out: Path | None = None,
+    json: _Json = False,
+    print_recipe: Annotated[bool, Parameter(negative=())] = False,
+    read: Annotated[ReadOptions | None, Parameter(name="*", group=_PAIRS, show_default=False)] = None,
+    unit: Annotated[Literal["image", "caption"] | None, Parameter(group=_READING, show_default=False)] = None,
+    split: Annotated[SplitOptions | None, Parameter(name="split", group=_READING, show_default=False)] = None,
+    augment: Annotated[AugmentConfig | None, Parameter(name="augment", group=_AUGMENT, show_default=False)] = None,
+    fit: Annotated[Fit | None, Parameter(name="fit", group=_FIT, show_default=False)] = None,
+) -> None:
+    """Train on one domain after the other without the old data, or with a few samples of it, and measure after each.
+
+    Run the same command again after an interruption: it goes on where it was, at any task and step. With more tasks at the end of
+    the list it goes on with those.
+
+    Args:
+        source: YAML list of tasks, the first one first, each with name and data (whatever pretrain takes), and where it is wanted
+            columns, category and where (column: value, so that one file can hold several domains); or p9d:FOLDER. Without it:
+            five tasks of two handwritten digits each.
+        method: ctp, ctp+er, ctp-first, sequential, joint, ewc, mas, si, rwalk, afec, lwf, er, mof, kmeans, icarl or lucir; repeat
+            for several. Default: ctp; without TASKS sequential, ctp and joint.
+        buffer: Samples of finished tasks that are kept, for methods that replay. Default: a hundredth of all.
+        reverse: The last task first.
+        recipe: A recipe by name (ctp, or ctp-laptop for a small CPU), a YAML file or a run folder; holds for every task.
+            Default: ctp, or ctp-laptop for the digits.
+        out: Folder of the runs, one for each method. Default: runs/continual-TASKS.
+        json: Print the result as one JSON object instead of tables.
+        print_recipe: Print the recipe of each method with all options in place, and do nothing.
+    """
+    from mc_vision_language_app.continual import ContinualOptions, run_continual
+
+    run_continual(
+        ContinualOptions(
+            source=source,
+            methods=method or [],
+            read=read or ReadOptions(),
+            recipe=recipe,
+            out=out,
+            buffer=buffer,
+            reverse=reverse,
+            json=json,
+            print_recipe=print_recipe,
+            sections={"unit": unit, "split": split, "augment": augment, "fit": fit},
         )
     )
 

@@ -26,22 +26,25 @@ from pydantic import Field, ValidationError
 from mc_core.engine.config import StrictModel
 from mc_core.errors import ConfigError, DataError, closest
 from mc_core.files import StrPath
-from mc_core.samples.scenes import DIGITS
+from mc_core.samples.scenes import DIGITS, digit_scenes
 from mc_core.shards import expand_braces
 from mc_vision_language.data.columns import roles_of
 from mc_vision_language.data.images import StoredImages
 from mc_vision_language.data.opening import open_pairs
 from mc_vision_language.data.options import CaptionOptions, ColumnOptions, ReadOptions, SplitOptions
 from mc_vision_language.data.p9d import INDUSTRIES, P9D, Labelled
-from mc_vision_language.data.pairs import Pairs
+from mc_vision_language.data.pairs import Pairs, scene_pairs
 from mc_vision_language.data.records import Record, read_records
 from mc_vision_language.data.stored_images import TarImages
-from mc_vision_language.sample import sample_pairs
+from mc_vision_language.sample import SCENE, SIZE
 
 _log = logging.getLogger("mc_core")
 SAMPLE_TASKS = "five tasks of two digits"
 SAMPLE_COUNTS = {"train": 4000, "validation": 1000, "test": 1000}
-"""Scenes of all five tasks together."""
+"""Scenes of all five tasks together. Validation scenes are made of the scans of the training scenes, test scenes of those of other
+writers."""
+SAMPLE_SCENE = SCENE.model_copy(update={"colors": ("red", "blue", "white")})
+"""Few colours, which are soon known in all tasks: what is left to learn, and to forget, are the digits."""
 _P9D = "p9d:"
 _CATEGORY = "category"
 _PARTS = ("train", "test")
@@ -190,7 +193,22 @@ def sample_tasks(*, seed: int = 0, counts: Mapping[str, int] | None = None, reve
     >>> [task.name for task in tasks], sorted(set(tasks[1].classes.tolist()))
     (['zero and one', 'two and three', 'four and five', 'six and seven', 'eight and nine'], ['three', 'two'])
     """
-    pairs = sample_pairs(seed=seed, counts=dict(counts or SAMPLE_COUNTS))
+    given = counts or SAMPLE_COUNTS
+    starts = {"train": 0, "validation": given["train"], "test": 0}
+    pairs = scene_pairs(
+        {
+            part: digit_scenes(
+                count,
+                size=SIZE,
+                digits=(1, 1),
+                seed=seed,
+                split="test" if part == "test" else "train",
+                start=starts[part],
+                config=SAMPLE_SCENE,
+            )
+            for part, count in given.items()
+        }
+    )
     words = np.array([next(word for word in text.split() if word in DIGITS) for text in pairs.captions])
     tasks = []
     for first in range(0, len(DIGITS), 2):

@@ -9,7 +9,7 @@ gallery_images/ITEM.jpg                  of all others
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,8 @@ class P9D:
             ids,
             None,
         )
-        assembled = assemble(found, captions, read.model_copy(update={"duplicates": "name"}), SplitOptions(own=False))
+        by_name = read.model_copy(update={"duplicates": "name"})
+        assembled = assemble(found, captions, by_name, SplitOptions(shares=(1.0, 0.0, 0.0), own=False))
         split_of = dict(zip(paths, splits, strict=True))
         class_of = {path: _text(parts[split][item], "cate_name") for path, item, split, _ in rows}
         assert isinstance(assembled.images, FileImages)
@@ -152,8 +153,6 @@ class P9D:
 
 
 def _with_splits(pairs: Pairs, splits: np.ndarray) -> Pairs:
-    from dataclasses import replace
-
     return replace(pairs, splits=splits, columns={**pairs.columns, "split": "the lists of the data set"})
 
 
