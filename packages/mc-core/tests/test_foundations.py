@@ -189,6 +189,36 @@ class TestCommandLine:
         with pytest.raises(ConfigError, match=r"give epochs \(1\) or steps \(2\), not both"):
             call_app(app, ["go", "--fit.epochs", "1", "--fit.steps", "2"])
 
+    def test_a_switch_with_a_value_is_told_how_to_be_switched_off(self):
+        from typing import Annotated
+
+        from cyclopts import App, Parameter
+
+        app, seen = App(name="tool"), []
+
+        @app.command
+        def go(
+            data: str = "none",
+            /,
+            *,
+            fit: Annotated[Fit | None, Parameter(name="fit")] = None,
+            bare: Annotated[bool, Parameter(negative=())] = False,
+        ) -> None:
+            """Go."""
+            seen.append((data, bare))
+
+        with pytest.raises(
+            ConfigError,
+            match=r"--fit.decay-1d takes no value, but 'false' follows: say --fit.no-decay-1d \(see tool go",
+        ):
+            call_app(app, ["go", "--fit.decay-1d", "false"])
+        with pytest.raises(ConfigError, match=r"--bare takes no value, but 'True' follows: leave the value away"):
+            call_app(app, ["go", "x", "--bare", "True"])
+        for typed in (["false", "--bare"], ["--fit.no-decay-1d", "--bare"], ["--fit.device", "false"]):
+            with pytest.raises(SystemExit):
+                call_app(app, ["go", *typed])
+        assert seen == [("false", True), ("none", True), ("none", False)]
+
     def test_results(self, tmp_path, capsys):
         found = Result("knn_accuracy", 0.9, {"raw_input": 0.5}, run=tmp_path, seconds=1.234)
         assert json.loads(found.write(tmp_path).read_text()) == {

@@ -11,8 +11,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from rich.cells import cell_len
@@ -52,6 +53,7 @@ def call_app(app: Any, arguments: Sequence[str]) -> Any:
     from cyclopts import CycloptsError
     from pydantic import ValidationError
 
+    _refuse_values_of_flags(app, arguments)
     try:
         return app(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -77,15 +79,43 @@ def value_of(arguments: Sequence[str], option: str) -> str | None:
     return None
 
 
-def _help_of(app: Any, arguments: Sequence[str]) -> str:
-    """The command whose help explains ``arguments``: verbs are followed down as far as they are typed."""
-    names = [app.name[0]]
+def _verbs_of(app: Any, arguments: Sequence[str]) -> list[str]:
+    """The verbs that ``arguments`` begin with."""
+    names: list[str] = []
     for argument in arguments:
         if argument.startswith("-") or argument not in set(app):
             break
         names.append(argument)
         app = app[argument]
-    return " ".join([*names, "--help"])
+    return names
+
+
+def _help_of(app: Any, arguments: Sequence[str]) -> str:
+    """The command whose help explains ``arguments``: verbs are followed down as far as they are typed."""
+    return " ".join([app.name[0], *_verbs_of(app, arguments), "--help"])
+
+
+def _refuse_values_of_flags(app: Any, arguments: Sequence[str]) -> None:
+    """Say how to switch off an option without value that ``true`` or ``false`` follows: that would be taken for data.
+
+    Raises:
+        ConfigError: there is such a one.
+    """
+    typed = [(a, b) for a, b in pairwise(arguments) if a.startswith("--") and b.lower() in ("true", "false")]
+    if not typed:
+        return
+    command = app
+    for verb in _verbs_of(app, arguments):
+        command = command[verb]
+    known = command.assemble_argument_collection()
+    flags = {name: one for one in known if bool in (one.hint, *get_args(one.hint)) for name in one.names}
+    for option, value in typed:
+        if option in flags:
+            off = next(iter(flags[option].negatives), None)
+            instead = f"say {off}" if off and value.lower() == "false" else "leave the value away"
+            raise ConfigError(
+                f"{option} takes no value, but {value!r} follows: {instead} (see {_help_of(app, arguments)})"
+            )
 
 
 def _option_problem(error: Any, arguments: Sequence[str]) -> str:
