@@ -23,7 +23,7 @@ from mc_vision_language.evaluation.prompts import read_templates
 from mc_vision_language.evaluation.retrieval import retrieval
 from mc_vision_language.evaluation.zero_shot import labelled_scenes, zero_shot
 from mc_vision_language.growing.running import GrowthRun, run_growth
-from mc_vision_language.growing.slices import Slices, arriving, sliced
+from mc_vision_language.growing.slices import Slices, arriving, sliced, with_validation
 from mc_vision_language.methods.growclip.config import GrowCLIPConfig
 from mc_vision_language.methods.growclip.model import CITATION
 from mc_vision_language.model import VisionLanguageModel
@@ -120,7 +120,8 @@ def _slices(options: GrowOptions, recipe: Recipe[Any]) -> Slices:
             with Status(f"drawing {SAMPLE}"):
                 sets = [sample_pairs()]
         else:
-            sets = [opened(one, options.pairs, recipe.method.captions, recipe.split) for one in options.sources]
+            given = [opened(one, options.pairs, recipe.method.captions, recipe.split) for one in options.sources]
+            sets = [with_validation(one, seed=recipe.split.seed) for one in given]
     if len(sets) > 1:
         slices = arriving(sets, _own_names([Path(source_name(one)).stem or "slice" for one in options.sources]))
     else:

@@ -7,7 +7,7 @@ from mc_core.lazy import attach
 if TYPE_CHECKING:
     from mc_vision_language.growing.running import ARMS, Arm, GrowthRun, run_growth
     from mc_vision_language.growing.search import GrowthSearch, candidate_losses
-    from mc_vision_language.growing.slices import Slices, arriving, sliced
+    from mc_vision_language.growing.slices import Slices, arriving, sliced, with_validation
     from mc_vision_language.growing.space import growth_budget, growth_space
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "growth_space",
     "run_growth",
     "sliced",
+    "with_validation",
 ]
 
 _load, __dir__ = attach(
@@ -29,7 +30,7 @@ _load, __dir__ = attach(
     {
         "running": ["ARMS", "Arm", "GrowthRun", "run_growth"],
         "search": ["GrowthSearch", "candidate_losses"],
-        "slices": ["Slices", "arriving", "sliced"],
+        "slices": ["Slices", "arriving", "sliced", "with_validation"],
         "space": ["growth_budget", "growth_space"],
     },
 )

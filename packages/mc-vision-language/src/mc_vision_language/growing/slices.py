@@ -6,7 +6,7 @@ Legend: N pictures, T slices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from mc_core.listing import fingerprint
 from mc_core.random import derive_seed
 from mc_vision_language.data.pairs import Pairs
 
-_STREAM = 0x51CE
+_STREAM, _HELD = 0x51CE, 0x51CF
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,30 @@ def sliced(pairs: Pairs, shares: int | Sequence[float], *, seed: int = 0) -> Sli
         rank[order] = np.arange(len(different))
         slice_of[rows] = np.searchsorted(np.round(edges * len(different)), rank, side="right")[group.reshape(-1)]
     return Slices(pairs, slice_of, tuple(f"slice-{number + 1}" for number in range(len(wanted))))
+
+
+def with_validation(pairs: Pairs, *, share: float = 0.1, seed: int = 0) -> Pairs:
+    """Pairs that have some to choose by: where none are, a share of the training pictures, never trained on.
+
+    Args:
+        pairs: with splits.
+        share: of the training pictures, equal ones together.
+        seed: of the draw.
+
+    >>> from mc_vision_language.sample import sample_pairs
+    >>> with_validation(sample_pairs(counts={"train": 20, "test": 2})).split_counts()
+    {'train': 18, 'validation': 2, 'test': 2}
+    """
+    if (pairs.splits == "validation").any():
+        return pairs
+    rows = np.flatnonzero(pairs.splits == "train")
+    different, group = np.unique(pairs.image_ids[rows], return_inverse=True)
+    order = np.random.Generator(np.random.Philox(key=derive_seed(seed, _HELD))).permutation(len(different))
+    held = np.zeros(len(different), dtype=bool)
+    held[order[: round(share * len(different))]] = True
+    splits = pairs.splits.astype("<U10")
+    splits[rows[held[group.reshape(-1)]]] = "validation"
+    return replace(pairs, splits=splits)
 
 
 def arriving(sets: Sequence[Pairs], names: Sequence[str]) -> Slices:
