@@ -123,4 +123,18 @@ def vl_step(*, repeats: int = 11, seconds: float = 60.0, device: Device = "cpu",
     run_vl_step(repeats=repeats, seconds=seconds, device=device, sizes=size)
 
 
-VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims, vl_tasks, vl_search, vl_real, vl_step)
+def ctp_step(*, repeats: int = 11, seconds: float = 90.0, device: Device = "cpu", size: tuple[str, ...] = ()) -> None:
+    """Time of a training step of CTP in a later task beside one of sequential fine-tuning, and LwF's.
+
+    Args:
+        repeats: Rounds.
+        seconds: Of each size, after which three rounds are enough.
+        device: Where.
+        size: One by its name in the table; repeat for several. Default: all.
+    """
+    from mc_benchmarks.ctp_step import run_ctp_step
+
+    run_ctp_step(repeats=repeats, seconds=seconds, device=device, sizes=size)
+
+
+VL_COMMANDS: tuple[Callable[..., Any], ...] = (vl_claims, vl_tasks, vl_search, vl_real, vl_step, ctp_step)
