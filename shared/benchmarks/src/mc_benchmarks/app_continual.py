@@ -58,4 +58,18 @@ def ctp_products(
     )
 
 
-CONTINUAL_COMMANDS: tuple[Callable[..., Any], ...] = (ctp_claims, ctp_products)
+def growclip_claims(*, seeds: int = 5, steps: int = 120, keep: Path = _KEEP, only_seed: int | None = None) -> None:
+    """What growing is worth beside a small model that stays and beside beginning anew, on digits that arrive in four slices.
+
+    Args:
+        seeds: Weights, slices and order of their own.
+        steps: Optimizer steps for each slice.
+        keep: Where finished rows are kept.
+        only_seed: Train the rows of this seed and report nothing, for several processes.
+    """
+    from mc_benchmarks.growclip_claims import run_growclip_claims
+
+    run_growclip_claims(seeds=seeds, steps=steps, keep=keep, only_seed=only_seed)
+
+
+CONTINUAL_COMMANDS: tuple[Callable[..., Any], ...] = (ctp_claims, ctp_products, growclip_claims)
