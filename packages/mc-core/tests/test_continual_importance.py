@@ -1,9 +1,15 @@
 """Importances of weights: against loops by definition in float64, in closed form, and in their gradients."""
 
 import copy
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from mc_core.continual.importance import (
@@ -166,3 +172,17 @@ def test_state_round_trip():
     other.load_state_dict(one.state_dict())
     assert torch.equal(other.point, one.point)
     assert torch.equal(other.importance, one.importance)
+
+
+def test_two_processes_measure_what_one_does_with_the_joint_batch(tmp_path):
+    script = Path(__file__).with_name("_importance_of_two.py")
+    runs = [
+        subprocess.Popen([sys.executable, script, str(rank), "2", tmp_path], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for rank in range(2)
+    ]
+    assert [run.wait(timeout=240) for run in runs] == [0, 0]
+    alone = runpy.run_path(str(script))["measured"]
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        for power in (1, 2):
+            torch.testing.assert_close(found[str(power)], alone(power), atol=1e-12, rtol=0)

@@ -70,6 +70,8 @@ class TaskSpec(StrictModel):
     """Column of classes; default: `category` where there is one, else the task's name."""
     where: dict[str, str | list[str]] = Field(default_factory=dict)
     """Column → the value, or the values, that are kept."""
+    split: SplitOptions | None = None
+    """How its pictures are divided; default: as those of all tasks."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,10 @@ def checked(tasks: Sequence[TaskPairs]) -> None:
                 counts = (
                     ", ".join(f"{name} ({count})" for name, count in task.pairs.split_counts().items()) or "no pairs"
                 )
-                raise DataError(f"task {number} '{task.name}' has no pairs in the split '{part}'; there are {counts}")
+                raise DataError(
+                    f"task {number} '{task.name}' has no pairs in the split '{part}'; there are {counts}; to divide it anew give "
+                    "split.own false (--split.no-own, or split: {own: false} in its row)"
+                )
     for line in shared_classes(tasks):
         _log.warning("%s", line)
 
@@ -257,7 +262,9 @@ def _read_task(
     place = _beside(base, spec.data)
     folder = None if spec.images is None else _beside(base, os.fspath(spec.images))
     try:
-        pairs = open_pairs(place, images=folder, columns=spec.columns, captions=captions, read=read, split=split)
+        pairs = open_pairs(
+            place, images=folder, columns=spec.columns, captions=captions, read=read, split=spec.split or split
+        )
     except DataError as error:
         raise DataError(f"task '{spec.name}': {error}") from error
     fields = _Fields(place, pairs, spec.columns) if spec.where or spec.category or _has_fields(pairs, place) else None
