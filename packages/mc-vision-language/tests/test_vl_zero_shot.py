@@ -98,7 +98,7 @@ def test_digit_scenes_have_their_digits_as_classes():
 
 
 def test_every_standard_template_has_one_place():
-    assert set(TEMPLATES) - {"digit scenes"} == {
+    assert set(TEMPLATES) - {"digit scenes", "plain digits"} == {
         "imagenet",
         "cifar10",
         "cifar100",

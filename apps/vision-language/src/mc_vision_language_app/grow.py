@@ -21,14 +21,14 @@ from mc_vision_language.data.labelled import open_labelled
 from mc_vision_language.data.pairs import Pairs
 from mc_vision_language.evaluation.prompts import read_templates
 from mc_vision_language.evaluation.retrieval import retrieval
-from mc_vision_language.evaluation.zero_shot import labelled_scenes, zero_shot
+from mc_vision_language.evaluation.zero_shot import zero_shot
 from mc_vision_language.growing.running import GrowthRun, run_growth
+from mc_vision_language.growing.sample import GROWING_SAMPLE, growing_classes, growing_pairs
 from mc_vision_language.growing.slices import Slices, arriving, sliced, with_validation
 from mc_vision_language.methods.growclip.config import GrowCLIPConfig
 from mc_vision_language.methods.growclip.model import CITATION
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.recipe import Recipe, resolve_recipe
-from mc_vision_language.sample import SAMPLE, sample_pairs
 from mc_vision_language.training import untrained_model
 from mc_vision_language_app.grow_figures import growth_figures
 from mc_vision_language_app.measure import METRIC, RANDOM
@@ -69,7 +69,7 @@ class _Measure:
         if options.labelled is not None:
             self.labelled = open_labelled(options.labelled)
         elif not options.sources:
-            self.labelled = labelled_scenes("test")
+            self.labelled = growing_classes("test")
 
     @property
     def metric(self) -> str:
@@ -95,7 +95,7 @@ def run_grow(options: GrowOptions) -> None:
         return
     keep_freed_memory()
     join_processes(recipe.fit)
-    data_name = SAMPLE if not options.sources else " + ".join(map(source_name, options.sources))
+    data_name = GROWING_SAMPLE if not options.sources else " + ".join(map(source_name, options.sources))
     stem = folder_name(Path(data_name).stem)
     run_dir = options.out or Path("runs") / f"{folder_name(Path(name).stem)}-{stem}"
     with cleared(run_dir):
@@ -117,8 +117,8 @@ def _slices(options: GrowOptions, recipe: Recipe[Any]) -> Slices:
     """
     with first_process_first():
         if not options.sources:
-            with Status(f"drawing {SAMPLE}"):
-                sets = [sample_pairs()]
+            with Status(f"drawing {GROWING_SAMPLE}"):
+                sets = [growing_pairs()]
         else:
             given = [opened(one, options.pairs, recipe.method.captions, recipe.split) for one in options.sources]
             sets = [with_validation(one, seed=recipe.split.seed) for one in given]

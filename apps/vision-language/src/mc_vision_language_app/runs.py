@@ -19,6 +19,7 @@ from mc_core.remote import is_url
 from mc_core.runs import need_run_folder
 from mc_vision_language.data import FileImages, ImageSet, Pairs, TarImages, open_pairs
 from mc_vision_language.data.options import CaptionOptions, SplitOptions
+from mc_vision_language.growing.sample import GROWING_SAMPLE, growing_pairs
 from mc_vision_language.methods import METHODS
 from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
 from mc_vision_language.recipe import Recipe, resolve_recipe, system_of
@@ -29,6 +30,8 @@ from mc_vision_language_app.pair_options import PairOptions
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 COMMAND = "mc-vision-language pretrain"
+SAMPLES = {SAMPLE: sample_pairs, GROWING_SAMPLE: growing_pairs}
+"""By the name that a run remembers."""
 _TASK_OF_CLASS = {
     "mc_vision_language.tasks.vqa:VQAModel": "vqa",
     "mc_vision_language.tasks.nlvr2:StatementModel": "nlvr2",
@@ -72,9 +75,10 @@ class OpenedRun:
         """
         known = read_json(self.folder / PAIRS_FILE) if (self.folder / PAIRS_FILE).is_file() else {}
         if source is None:
-            if known.get("source") not in (None, SAMPLE) or self.recipe is None:
+            name, own = known.get("source", SAMPLE), True
+            if name not in SAMPLES or self.recipe is None:
                 raise DataError(f"{self.folder} was not trained on the {SAMPLE}: say which pairs to measure on")
-            whole, name, own = sample_pairs(), SAMPLE, True
+            whole = SAMPLES[name]()
         else:
             split = self.recipe.split if self.recipe is not None else SplitOptions()
             whole, name = opened(source, options, self.model.config.captions, split), Path(source).name

@@ -13,6 +13,7 @@ from mc_core.runs import pick_device
 from mc_vision_language.data.labelled import LabelledImages, open_labelled
 from mc_vision_language.evaluation.prompts import read_templates
 from mc_vision_language.evaluation.zero_shot import ZeroShotResult, labelled_scenes, zero_shot
+from mc_vision_language.growing.sample import GROWING_SAMPLE, growing_classes
 from mc_vision_language.sample import SAMPLE
 from mc_vision_language.training import PAIRS_FILE
 from mc_vision_language_app.measure import RANDOM
@@ -58,11 +59,10 @@ def _data(run: Path, source: str | None, names: Path | None, root: Path | None) 
     if source is not None:
         return open_labelled(source, names=names, root=root)
     known = read_json(run / PAIRS_FILE).get("source") if (run / PAIRS_FILE).is_file() else None
-    if known != SAMPLE:
-        raise DataError(
-            f"{run} was not trained on the {SAMPLE}: give a folder with a folder of pictures for each class"
-        )
-    return labelled_scenes("test")
+    samples = {SAMPLE: labelled_scenes, GROWING_SAMPLE: growing_classes}
+    if known not in samples:
+        raise DataError(f"{run} was not trained on a sample: give a folder with a folder of pictures for each class")
+    return samples[known]("test")
 
 
 def _show(found: ZeroShotResult, data: LabelledImages, baselines: dict[str, float]) -> None:

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
         read_image,
         scene_pairs,
     )
+    from mc_vision_language.data.labelled import LabelledImages, open_labelled
     from mc_vision_language.data.phrases import open_phrases
     from mc_vision_language.data.questions import open_questions
     from mc_vision_language.data.statements import open_entailments, open_statements
     from mc_vision_language.encoders_config import ImageEncoderConfig, TextEncoderConfig, VisionLanguageConfig
     from mc_vision_language.evaluation.retrieval import RetrievalResult, retrieval
+    from mc_vision_language.evaluation.zero_shot import ZeroShotResult, class_embeddings, zero_shot
+    from mc_vision_language.growing import GrowthRun, arriving, run_growth, sliced
     from mc_vision_language.methods import METHODS
     from mc_vision_language.methods.albef import ALBEF, ALBEFConfig
+    from mc_vision_language.methods.growclip import GrowCLIP, GrowCLIPConfig, GrowCLIPModel
     from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
     from mc_vision_language.recipe import resolve_recipe
     from mc_vision_language.sample import sample_pairs
@@ -60,13 +64,17 @@ _NAMES = {
         "read_image",
         "scene_pairs",
     ],
+    "data.labelled": ["LabelledImages", "open_labelled"],
     "data.phrases": ["open_phrases"],
     "data.questions": ["open_questions"],
     "data.statements": ["open_entailments", "open_statements"],
     "encoders_config": ["ImageEncoderConfig", "TextEncoderConfig", "VisionLanguageConfig"],
     "evaluation.retrieval": ["RetrievalResult", "retrieval"],
+    "evaluation.zero_shot": ["ZeroShotResult", "class_embeddings", "zero_shot"],
+    "growing": ["GrowthRun", "arriving", "run_growth", "sliced"],
     "methods": ["METHODS"],
     "methods.albef": ["ALBEF", "ALBEFConfig"],
+    "methods.growclip": ["GrowCLIP", "GrowCLIPConfig", "GrowCLIPModel"],
     "model": ["VisionLanguageModel", "load_vision_language_model"],
     "recipe": ["resolve_recipe"],
     "sample": ["sample_pairs"],
@@ -85,8 +93,13 @@ __all__ = [
     "CaptionOptions",
     "ColumnOptions",
     "FileImages",
+    "GrowCLIP",
+    "GrowCLIPConfig",
+    "GrowCLIPModel",
+    "GrowthRun",
     "ImageEncoderConfig",
     "ImageSet",
+    "LabelledImages",
     "PairData",
     "Pairs",
     "ReadOptions",
@@ -97,8 +110,11 @@ __all__ = [
     "TextEncoderConfig",
     "VisionLanguageConfig",
     "VisionLanguageModel",
+    "ZeroShotResult",
     "__version__",
+    "arriving",
     "captions_for",
+    "class_embeddings",
     "convert_albef",
     "convert_albef_checkpoint",
     "finetune_task",
@@ -108,6 +124,7 @@ __all__ = [
     "load_tokenizer",
     "load_vision_language_model",
     "open_entailments",
+    "open_labelled",
     "open_pairs",
     "open_phrases",
     "open_questions",
@@ -117,9 +134,12 @@ __all__ = [
     "resolve_recipe",
     "resolve_task_recipe",
     "retrieval",
+    "run_growth",
     "sample_pairs",
     "scene_pairs",
+    "sliced",
     "train_tokenizer",
+    "zero_shot",
 ]
 
 _load, __dir__ = attach(__name__, _NAMES)

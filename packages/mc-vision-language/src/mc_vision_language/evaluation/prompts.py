@@ -40,6 +40,7 @@ _SMALL_PICTURES = (
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "digit scenes": SCENES,
+    "plain digits": tuple(f"a {size} {color} {PLACE}" for size in SIZES for color in ("black", "white")),
     "imagenet": (
         "itap of a {}.",
         "a bad photo of the {}.",
