@@ -205,8 +205,16 @@ class _Growth:
         self.slices, self.run_dir, self.arm, self.measure, self.source = slices, run_dir, arm, measure, source
         self.fit, self.unit, self.recipe = recipe.fit, recipe.unit, recipe
         for step in range(len(slices)):  # what cannot work is said before anything is written
-            self._updates(slices.train(step))
+            updates = self._updates(slices.train(step))
             slices.held_out(step)
+            searching = recipe.method.growth.search_steps(updates)
+            if arm.grows == "search" and step and searching >= updates:
+                raise ConfigError(
+                    f"{searching} of {updates} updates would go into the search: train longer (fit.steps, fit.epochs), or set a "
+                    "smaller method.growth.search_share or fewer method.growth.evaluations"
+                )
+        if self.fit.strategy == "fsdp":
+            raise ConfigError("fit.strategy fsdp shards tensors, which growth cuts views of: use auto")
         self.tokenizer = self._take_tokenizer(recipe)
         self.config = GrowCLIPModel(recipe.method, self.tokenizer).config
         self.recipe = recipe.model_copy(update={"method": self.config})
@@ -316,10 +324,6 @@ class _Growth:
     ) -> dict[str, Any]:
         """Train the supernet, measure its candidates, choose one."""
         steps = self.growth.search_steps(updates)
-        if steps >= updates:
-            raise ConfigError(
-                f"{steps} of {updates} updates would go into the search: train longer, or set fewer method.growth.evaluations"
-            )
         costs = {name: one.flops(self.tokens) for name, one in space.items()}
         found: dict[str, Any] = {"updates": 0, "seconds": 0.0, "flops": 0}
         if len(space) == 1:
