@@ -1,7 +1,8 @@
 """What a model finds after each task: on the union of the tasks so far, and on each by itself (CTP, Zhu et al. 2023).
 
 Cross-modal retrieval has one gallery of all tasks seen, without telling the model the task; ``R_m`` is the mean of its six
-recalls, and ``R1_m`` of the two at 1. Multi-modal retrieval looks for the same class by fused features.
+recalls, and ``R1_m`` of the two at 1. Multi-modal retrieval looks for the same class by fused features; relevant is what the
+gallery of the tasks seen holds, where the official code counts those of tasks to come too.
 
 Legend: N pictures, M captions, d and h widths, T tasks measured.
 """

@@ -212,12 +212,15 @@ def run_sequence(
     if entry.memory is not None:
         memory = ExemplarMemory(entry.memory, default_buffer(train, recipe.unit) if buffer is None else buffer)
     each = [pairs for _, pairs in shown]
+    datas = [data_of(pairs) for pairs in each]
     listed = [
-        TaskData(name, data_of(pairs), replaying(each, index, data_of, recipe.unit))
-        for index, (name, pairs) in enumerate(shown)
+        TaskData(name, data, replaying(each, index, data_of, recipe.unit))
+        for index, ((name, _), data) in enumerate(zip(shown, datas, strict=True))
     ]
     if rank() == 0:
-        _write_beside(words, tasks, run_dir, source)
+        for line in dict.fromkeys(line for data in datas for line in data.advice()):
+            _log.warning("%s", line)
+        _write_beside(words, tasks, run_dir, source, renew=False)
 
     def after_task(task: Task, trained: ContinualMethod) -> dict[str, Any]:
         seen = tasks if entry.joint else tasks[: task.number]
@@ -243,6 +246,7 @@ def run_sequence(
     names = tuple(task.name for task in tasks)
     run = SequenceRun(method, run_dir, names, model.eval(), result.results, result.seconds, len(result.held))
     if rank() == 0:
+        _write_beside(words, tasks, run_dir, source, renew=True)
         write_json(run_dir / SCORES_FILE, run.to_dict())
     return run
 
@@ -267,14 +271,18 @@ def default_buffer(train: Sequence[Pairs], unit: str) -> int:
     return max(10, round(total / 100))
 
 
-def _write_beside(words: PreTrainedTokenizerFast, tasks: Sequence[TaskPairs], run_dir: Path, source: str) -> None:
+def _write_beside(
+    words: PreTrainedTokenizerFast, tasks: Sequence[TaskPairs], run_dir: Path, source: str, *, renew: bool
+) -> None:
+    """Tokenizer and list of pairs; the list of a run that was begun with other tasks is not renewed before those were compared."""
     place = run_dir / TOKENIZER_FOLDER
     if not place.exists():
         with staging(place) as stage:
             words.save_pretrained(stage)
             stage.rename(place)
-    splits = {task.name: split_counts(task.pairs) for task in tasks}
-    write_json(run_dir / PAIRS_FILE, {"source": source, "tasks": splits})
+    if renew or not (run_dir / PAIRS_FILE).exists():
+        splits = {task.name: split_counts(task.pairs) for task in tasks}
+        write_json(run_dir / PAIRS_FILE, {"source": source, "tasks": splits})
 
 
 def _tokenizer(recipe: Recipe[Any], train: Sequence[Pairs], place: Path) -> PreTrainedTokenizerFast:
