@@ -26,13 +26,14 @@ TINY = {
     "momentum": 0.9,
     "queue_size": 20,
 }
+CTP = ("mc_vision_language.methods.ctp.model:CTP", "mc_vision_language.methods.ctp.config:CTPConfig")
 ITC_ALONE = {"itm": 0.0, "mlm": 0.0, "alpha": 0.0, "queue_size": 0, "momentum": 0.5}
 
 
-def case(name, fields, **more):
+def case(name, fields, method=ALBEF, **more):
     return MethodCase(
         name,
-        partial(build_from, *ALBEF, {**TINY, **fields}),
+        partial(build_from, *method, {**TINY, **fields}),
         captioned_images,
         learning={"optimizer": "adamw", "lr": 3e-3, "steps": 60},
         same_on_two_processes=False,  # negatives of a process come from its own share
@@ -45,4 +46,5 @@ class TestContract(MethodContract):
     cases: ClassVar = [
         case("albef", {}),
         case("itc-alone", {**ITC_ALONE, "image": {**TINY["image"], "stem": "convolution"}}),
+        case("ctp", {"momentum_first": 0.9}, CTP),
     ]

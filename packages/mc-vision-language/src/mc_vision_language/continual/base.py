@@ -66,6 +66,8 @@ class Step:
         of_images, of_texts: (B, G) logits of images against texts and of texts against images, with gradient; at least float32.
         masked: which tokens are hidden; None without masked words.
         word_log_p: (M, V) log-probabilities at masked places, with gradient; None without masked words.
+        features: for the health monitor, see :class:`~mc_core.engine.method.StepOutput`; a method with keys of its own puts them
+            in place of ``key``.
     """
 
     batch: Batch
@@ -77,6 +79,7 @@ class Step:
     of_texts: Tensor
     masked: Masked | None
     word_log_p: Tensor | None
+    features: dict[str, Tensor]
 
     @property
     def first(self) -> int:
@@ -142,8 +145,7 @@ class Sequential(ContinualMethod):
         step = self.step_of(batch, progress)
         losses = self.base_losses(step) | self.extra_losses(step)
         metrics: dict[str, Tensor | float] = {name: loss.detach() for name, loss in losses.items()}
-        features = {"query": step.encoded.image, "key": step.encoded.text}
-        return StepOutput(torch.stack(list(losses.values())).sum(), metrics, features)
+        return StepOutput(torch.stack(list(losses.values())).sum(), metrics, step.features)
 
     def extra_losses(self, step: Step) -> dict[str, Tensor]:
         """What a method adds: scalars by name, with their weights in them."""
@@ -166,7 +168,8 @@ class Sequential(ContinualMethod):
         # in a single process one block of products serves both directions
         of_texts = of_images.T if texts is encoded.text else self.logits(encoded.text, images)
         log_p = None if words is None else wide(words).log_softmax(1)
-        return Step(batch, progress, encoded, images, texts, of_images, of_texts, masked, log_p)
+        features = {"query": encoded.image.detach(), "key": encoded.text.detach()}
+        return Step(batch, progress, encoded, images, texts, of_images, of_texts, masked, log_p, features)
 
     def logits(self, rows: Tensor, others: Tensor) -> Tensor:
         """(…) cosines of unit rows over τ, in at least float32."""

@@ -47,7 +47,7 @@ from mc_vision_language.model import VisionLanguageModel
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_KINDS = ("image", "text")
+_KINDS = ("text", "image")
 
 
 class CTP(Sequential):
@@ -124,6 +124,7 @@ class CTP(Sequential):
             of_texts = self._against_keys(step.encoded.text, taught.image, "image")
             losses["cmc"] = config.contrast * both_ways(of_images, of_texts, same)
             self._remember(step, taught)
+            step.features["key"] = taught.text
         if words is not None and step.word_log_p is not None:
             losses["mlm_distil"] = config.distil_mlm * soft_words(step.word_log_p, words)
         return losses
