@@ -105,7 +105,9 @@ def test_each_update_trains_one_candidate_and_each_fourth_the_smallest():
 
 
 def test_candidates_are_measured_evenly_by_the_average_and_the_losses_are_state():
+    assert searching(1000).average.momentum == 0.9
     search = searching(6)
+    assert search.average.momentum == pytest.approx(1 / 6)  # a memory of a fifth of the search
     assert search.losses.isnan().all()
     with torch.no_grad():
         for step in range(6):

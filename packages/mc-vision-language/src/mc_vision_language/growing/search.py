@@ -29,6 +29,7 @@ from mc_vision_language.growing.space import Tokens
 from mc_vision_language.methods.growclip.model import GrowCLIP, GrowCLIPModel, Towers, Views
 
 _CANDIDATE = 0x6A5
+_MEMORY = 5
 
 
 class GrowthSearch(GrowCLIP):
@@ -50,6 +51,8 @@ class GrowthSearch(GrowCLIP):
         self, model: GrowCLIPModel, space: Mapping[str, ArchSpec], held_out: Sequence[Batch], *, steps: int
     ) -> None:
         super().__init__(model.config, model=model)
+        # a search is short: its average looks back a fifth of it at most, or it would still be the model before
+        self.average.momentum = min(self.config.momentum, max(0.0, 1 - _MEMORY / steps))
         growth = self.config.growth
         self.names, self.candidates = tuple(space), [spec.parts for spec in space.values()]
         self.held_out = list(held_out)
