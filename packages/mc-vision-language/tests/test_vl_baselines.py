@@ -336,7 +336,7 @@ def literal_kl(before, now, tau):
     total = 0.0
     for old, new in zip(before, now, strict=True):
         p, q = (old / tau).softmax(0), (new / tau).softmax(0)
-        total += sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
+        total += sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
     return total / len(before)
 
 
@@ -357,7 +357,7 @@ def words_kept(method, old, batch):
         fused = one.fuse(one.text_states(masked.input_ids, mask), mask, keys)
         logits.append(one.lm_logits(fused[masked.rows, masked.columns]))
     for said, now in zip(*logits, strict=True):
-        total -= float((said.softmax(0) * now.log_softmax(0)).sum())
+        total -= (said.softmax(0) * now.log_softmax(0)).sum().item()
     return total / len(masked.rows)
 
 
@@ -411,7 +411,7 @@ def test_lucir_by_definition():
             for t in range(states.shape[1]):
                 if count is None or count[b, t]:
                     x, y = states[b, t], before[b, t]
-                    cosines.append(float(x @ y / x.norm() / y.norm()))
+                    cosines.append((x @ y / x.norm() / y.norm()).item())
         return 1 - sum(cosines) / len(cosines)
 
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -494,8 +494,7 @@ class Stopped(TensorData):
 
 
 @pytest.mark.parametrize("name", ["afec", "lucir", "lwf", "rwalk", "si"])
-@pytest.mark.parametrize("stop", [5, 7], ids=["in-task-2", "later-in-task-2"])
-def test_resumes_in_the_middle_of_a_task_to_the_same_bits(name, stop, tmp_path):
+def test_resumes_in_the_middle_of_a_task_to_the_same_bits(name, tmp_path):
     fit = FIT.model_copy(update={"checkpoint_every": 1, "steps": 4})
     each = [{n: one[k : k + 24] for n, one in captioned_images().tensors.items()} for k in (0, 24)]
 
@@ -504,8 +503,8 @@ def test_resumes_in_the_middle_of_a_task_to_the_same_bits(name, stop, tmp_path):
         return fit_tasks(method, [TaskData(f"t{k}", cls(**one)) for k, one in enumerate(each)], fit=fit, run_dir=folder)
 
     whole = run(tmp_path / "whole", TensorData).method.state_dict()
-    # the passes of end_task also ask for batches: 3 of the first task for what measures a Fisher information
-    Stopped.at = stop + (3 if name in ("afec", "rwalk") else 0)
+    # before the third step of task 2; the pass of end_task over task 1 asks for 3 batches too, where there is one
+    Stopped.at = 6 + (3 if name in ("afec", "rwalk") else 0)
     with pytest.raises(InterruptedRunError):
         run(tmp_path / "stopped", Stopped)
     Stopped.at = None

@@ -23,7 +23,6 @@ from mc_vision_language.continual.table import BASELINES
 from mc_vision_language.continual.tasks import SAMPLE_TASKS, TaskPairs, read_tasks, sample_tasks
 from mc_vision_language.data.options import ReadOptions
 from mc_vision_language.recipe import Recipe
-from mc_vision_language.sample import SAMPLE
 from mc_vision_language_app import continual_figures as figures
 from mc_vision_language_app.measure import METRIC, RANDOM
 from mc_vision_language_app.pretrain import changes_of
@@ -65,9 +64,8 @@ def run_continual(options: ContinualOptions) -> None:
     out = options.out or Path("runs") / f"continual-{folder_name(data_name)}{order}"
     with _cleared(out):
         tasks = _read(options, base)
-        told = SAMPLE if options.source is None else data_name
         runs = [
-            run_sequence(name, tasks, base, out / folder_name(name), buffer=options.buffer, source=told)
+            run_sequence(name, tasks, base, out / folder_name(name), buffer=options.buffer, source=data_name)
             for name in methods
         ]
     if rank() == 0:
