@@ -47,7 +47,6 @@ def steps(runs: Mapping[str, GrowthRun], metric: str, path: Path) -> Path:
                 "o",
                 markerfacecolor="none",
                 color=color,
-                linestyle="none",
             )
     axes[0].set_xlabel("step")
     axes[0].set_xticks([step["step"] for step in runs["grown"].steps])
