@@ -212,6 +212,8 @@ def test_finetuned_for_questions_and_asked(answering, captions, command, tmp_pat
     (tmp_path / "list.txt").write_text("one\nred\n")
     assert command("vqa", run, photo, "how many?", "--answers", tmp_path / "list.txt", "--top", "1").code == 0
     assert command("vqa", run, photo, "how many digits?", "--generate", "--json").json["generated"]
+    (tmp_path / "long.txt").write_text("what color is the digit how many digits are there\n")
+    assert "below 0.001" in command("vqa", run, photo, "how many?", "--answers", tmp_path / "long.txt").out
 
 
 def test_every_task_is_trained_on_the_sample_and_measured(command, tiny, tmp_path, monkeypatch):
@@ -303,6 +305,21 @@ def test_missing_images_are_counted_listed_and_allowed(command, tiny, rewritten,
     assert done.code == 0, done.err
     assert "gone.png" in " ".join(done.err.split())
     assert sum(json.loads((tmp_path / "run" / "pairs.json").read_text())["left_out"].values()) == 3
+
+
+def test_parts_of_the_data_without_a_test_part_are_named(command, tiny, rewritten, tmp_path):
+    def renamed(rows):
+        for row in rows:
+            row["split"] = row["split"].replace("test", "validation")
+
+    table, images = rewritten(renamed)
+    refused = command("pretrain", table, *images, *tiny("--out", tmp_path / "run"))
+    assert refused.code == 2
+    said = " ".join(refused.err.split())
+    assert "0 images held out (test) are too few" in said
+    assert "own parts hold 40 in train, 20 in validation; divide the images anew with --split.no-own" in said
+    few = command("pretrain", table, *images, *tiny("--split.no-own", "--split.shares", "0.98", "0.01", "0.01"))
+    assert "by a larger third --split.shares" in " ".join(few.err.split())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from mc_core.errors import ConfigError, DataError
 from mc_core.modules import evaluating
 from mc_vision_language.data.images import ArrayImages
 from mc_vision_language.data.scene_tasks import scene_phrases
+from mc_vision_language.encoders_config import VisionLanguageConfig
+from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.tasks import grounding
 from mc_vision_language.tasks.grounding import (
     blind_boxes,
@@ -104,6 +106,17 @@ def test_the_itc_map_takes_the_row_of_the_class_token():
     found = patch_maps(model, pixels, ids, mask, mode="itc")
     torch.testing.assert_close(found, row.view(2, 2, 2))
     assert found.abs().max() > 0
+
+
+def test_without_a_layer_the_itc_map_is_of_the_last_block():
+    given = tiny.encoders()
+    torch.manual_seed(0)
+    config = VisionLanguageConfig(**{**given, "image": given["image"].model_copy(update={"depth": 3})})
+    model = VisionLanguageModel(config, tiny.tokenizer()).eval()
+    ids, mask = model.tokens_of(PHRASES)
+    maps = [patch_maps(model, tiny.pixels(2), ids, mask, mode="itc", layer=layer) for layer in (None, -1, 0, 1)]
+    torch.testing.assert_close(maps[0], maps[1])
+    assert not any(torch.allclose(maps[0], other) for other in maps[2:])
 
 
 @pytest.mark.parametrize("mode", ["itm", "itc"])

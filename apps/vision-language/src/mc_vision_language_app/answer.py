@@ -19,6 +19,8 @@ from mc_vision_language.tasks.training import load_task_model
 from mc_vision_language.tasks.vqa import VQAModel
 from mc_vision_language_app.runs import need_image
 
+_LEAST = 0.001  # probability that is shown as a number
+
 
 def run_vqa(
     run: Path,
@@ -49,7 +51,8 @@ def run_vqa(
     if as_json:
         print_json({"question": question, "answer": rows[0]["answer"], "answers": rows})
         return
-    print_table(question, ["answer", "probability"], [[str(r["answer"]), f"{r['probability']:.3f}"] for r in rows])
+    shown = [[text, f"{p:.3f}" if (p := math.exp(score)) >= _LEAST else f"below {_LEAST}"] for text, score in found]
+    print_table(question, ["answer", "probability"], shown)
 
 
 def run_judge(run: Path, sentence: str, photos: Sequence[Path], *, device: str, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.tasks.grounding import ground
 from mc_vision_language.tasks.training import load_task_model
 from mc_vision_language_app.figures import draw_map, save
-from mc_vision_language_app.runs import need_image
+from mc_vision_language_app.runs import need_image, open_run, task_of_run
 
 
 def run_ground(
@@ -30,7 +30,8 @@ def run_ground(
     as_json: bool,
 ) -> None:
     """Do it: write the picture, say the box."""
-    model = load_task_model(run, device=pick_device(device))
+    place = pick_device(device)
+    model = open_run(run, place).model if task_of_run(run) is None else load_task_model(run, device=place)
     if not isinstance(model, VisionLanguageModel):
         raise ConfigError(
             f"{run} is a model that answers; grounding takes a pretrained run, or one of finetune --task grounding"

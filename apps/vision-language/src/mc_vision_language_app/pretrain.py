@@ -19,6 +19,7 @@ from mc_core.errors import ConfigError, McError
 from mc_core.recipes import merge, to_yaml
 from mc_core.report import write_report
 from mc_core.runs import folder_name
+from mc_vision_language.data.assembling import DIVIDED
 from mc_vision_language.data.pairs import Pairs
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.recipe import Recipe, resolve_recipe
@@ -100,10 +101,13 @@ def read_pairs(source: str | None, options: PairOptions, recipe: Recipe[Any]) ->
                 pairs = opened(source, options, recipe.method.captions, recipe.split)
     held_out = int((pairs.splits == "test").sum())
     if held_out < FEWEST:
-        raise ConfigError(
-            f"{held_out} images held out are too few to measure on: give at least {FEWEST}, by a larger third --split.shares, or "
-            "more images"
-        )
+        parts = {name: int((pairs.splits == name).sum()) for name in dict.fromkeys(pairs.splits.tolist())}
+        told = ", ".join(f"{count} in {name}" for name, count in parts.items())
+        if pairs.columns.get("split", DIVIDED).startswith(DIVIDED):
+            advice = f"give at least {FEWEST}, by a larger third --split.shares, or more images"
+        else:
+            advice = f"the data's own parts hold {told}; divide the images anew with --split.no-own"
+        raise ConfigError(f"{held_out} images held out (test) are too few to measure on: {advice}")
     return pairs
 
 

@@ -20,6 +20,7 @@ from mc_vision_language.data.images import StoredImages
 from mc_vision_language.data.options import CaptionOptions, ReadOptions, SplitOptions
 from mc_vision_language.data.pairs import Pairs, divide
 
+DIVIDED = "divided by a hash of the picture"
 _SHOWN = 20  # examples kept of each reason
 _NAMED = 5  # of them in an error
 _HEAD = 4096  # bytes of a picture that tell most apart
@@ -130,7 +131,7 @@ def assemble(found: Found, captions: CaptionOptions, read: ReadOptions, split: S
     ids = _ids(images, None if found.ids is None else [found.ids[row] for row in rows.tolist()], sizes_N[rows], read)
     columns = {**found.columns, "image_id": found.columns.get("image_id", _SAME[read.duplicates])}
     if splits is None:
-        columns["split"] = "divided by a hash of the picture" + (f" ({note})" if note else "")
+        columns["split"] = DIVIDED + (f" ({note})" if note else "")
     elif crossing := len(set(zip(ids.tolist(), splits[rows].tolist(), strict=True))) - len(set(ids.tolist())):
         columns["split"] += f"; {count_text(crossing, 'picture')} in several parts"
     keys = {text: text_key(text) for text in cleaned.values()}
