@@ -70,7 +70,7 @@ def test_the_objective_has_a_gradient_for_both_sides_and_the_temperature():
     image, text = (rows(4, seed).requires_grad_() for seed in (0, 1))
     scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     same = same_pairs(torch.arange(4), torch.tensor([0, 1, 1, 2]))
-    assert torch.autograd.gradcheck(lambda *given: pair_loss(*given, same), (image, text, scale))
+    assert torch.autograd.gradcheck(lambda u, v, s: pair_loss(u, v, s, same), (image, text, scale))
     pair_loss(image, text, scale).backward()
     for tensor in (image, text, scale):
         assert tensor.grad is not None
@@ -168,7 +168,9 @@ def test_a_step_of_the_method_moves_its_average_and_keeps_the_temperature_in_bou
     assert float(method.towers.logit_scale.detach()) == pytest.approx(math.log(1 / 0.07))
     output = method.training_step(batch, Progress())
     expected = pair_loss(output.features["query"], output.features["key"], method.towers.logit_scale)
-    assert float(output.loss.detach()) != pytest.approx(float(expected.detach()), abs=1e-4)  # texts 0 and 3 are the same
+    assert float(output.loss.detach()) != pytest.approx(
+        float(expected.detach()), abs=1e-4
+    )  # texts 0 and 3 are the same
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in method.towers.parameters())
     before = {name: value.clone() for name, value in method.averaged.named_parameters()}
@@ -207,6 +209,7 @@ def test_a_grown_model_is_saved_and_loaded_at_its_size(grown, tmp_path):
     pictures = tiny.pairs().images.array[:3]
     np.testing.assert_array_equal(loaded.encode_image(pictures), grown.encode_image(pictures))
     np.testing.assert_array_equal(loaded.encode_text(tiny.CAPTIONS[:4]), grown.encode_text(tiny.CAPTIONS[:4]))
+    assert grown.tokenizer is not None
     assert loaded.words == len(grown.tokenizer)
     assert float(loaded.temperature.detach()) == pytest.approx(0.07)
 

@@ -8,6 +8,7 @@ import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(phase, finished, tmp_path, 
     calls = 0
 
     with monkeypatch.context() as patch:
-        original = patch_target(target)
+        original: Any = patch_target(target)
 
         def killing(*args, **more):
             nonlocal calls

@@ -6,6 +6,7 @@ import runpy
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_candidates_are_measured_as_models_that_stand_alone(supernet, ids):
     assert found.shape == (len(space), 2)
     assert made.training
     for row, spec in zip(found, space.values(), strict=True):
-        alone = Expansion(drawn(towers, spec, 0), drawn(towers, made.spec, 0)).extracted(made)
+        alone: Any = Expansion(drawn(towers, spec, 0), drawn(towers, made.spec, 0)).extracted(made)
         for loss, batch in zip(row.tolist(), batches, strict=True):
             image = alone.embed_images(batch["view"])
             text = alone.embed_tokens(batch["input_ids"], batch["attention_mask"])
@@ -98,10 +99,11 @@ def test_each_update_trains_one_candidate_and_each_fourth_the_smallest():
     search.zero_grad()
     search.training_step(batch, Progress(step, 400, run_seed=11)).loss.backward()
     # a parameter that this candidate lacks has a gradient of 0, not none: processes exchange it
-    grown = [block for block in list(search.towers.blocks["image"])[1:] for block in block.parameters()]
+    blocks: Any = search.towers.blocks["image"]
+    grown = [parameter for block in list(blocks)[1:] for parameter in block.parameters()]
     assert grown
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in grown)
-    assert search.towers.blocks["image"][0].qkv.weight.grad.any()
+    assert blocks[0].qkv.weight.grad.any()
 
 
 def test_candidates_are_measured_evenly_by_the_average_and_the_losses_are_state():
