@@ -372,7 +372,7 @@ class GrowCLIP(Method):
         same = same_pairs(batch["image_ids"], batch["text_ids"]) if self.config.ids else None
         loss = pair_loss(image, text, towers.logit_scale, same)
         metrics: dict[str, Tensor | float] = {"logit_scale": towers.logit_scale.detach()}
-        return StepOutput(loss + _absent(towers, views), metrics, {"query": image, "key": text})
+        return StepOutput(loss + _absent(towers, views), metrics, {"query": image, "key": text.detach()})
 
     def after_step(self, progress: Progress) -> None:
         """Keep s within its bounds, then move θ̄."""
