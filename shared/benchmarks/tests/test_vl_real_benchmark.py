@@ -69,13 +69,13 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(contract, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(SIZES, "laptop", TINY)
+    monkeypatch.setitem(SIZES, "pocket", TINY)
     monkeypatch.setitem(vl_real._FIT, "batch_size", 8)
     monkeypatch.setitem(vl_real._METHOD, "queue_size", 16)
 
 
 def test_all_rows_are_measured_and_a_split_that_is_done_is_kept(data, tmp_path, monkeypatch):
-    given = {"data": data, "seeds": 1, "task_steps": 2, "size": "laptop", "device": "cpu", "keep": tmp_path / "keep"}
+    given = {"data": data, "seeds": 1, "task_steps": 2, "size": "pocket", "device": "cpu", "keep": tmp_path / "keep"}
     assert run_vl_real(**given, steps=3, only_seed=0) is None
     monkeypatch.setattr(vl_real, "pretrain_pairs", None)
     report = run_vl_real(**given, steps=3)
@@ -96,7 +96,7 @@ def test_all_rows_are_measured_and_a_split_that_is_done_is_kept(data, tmp_path, 
 def test_both_rows_train_from_the_same_settings():
     assert set(vl_real.ARMS) == {CONTRAST, ALL}
     assert not vl_real.ARMS[ALL]
-    settings = vl_real.settings_of("laptop", 5, 6, "cpu")
+    settings = vl_real.settings_of("pocket", 5, 6, "cpu")
     assert settings["pretrain"]["fit"]["steps"] == 5
     assert settings["task"]["fit"]["steps"] == 6
     assert vl_real.settings_of("vit-small", 5, 6, "cuda")["pretrain"]["fit"]["precision"] == "bf16"
@@ -123,4 +123,4 @@ def test_pictures_in_memory_are_squares(tmp_path):
 
 def test_the_folder_is_needed(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
-        run_vl_real(data=tmp_path / "none", seeds=1, steps=1, task_steps=1, size="laptop", device="cpu", keep=tmp_path)
+        run_vl_real(data=tmp_path / "none", seeds=1, steps=1, task_steps=1, size="pocket", device="cpu", keep=tmp_path)

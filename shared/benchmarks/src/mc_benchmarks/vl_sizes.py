@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Size = Literal["laptop", "vit-small", "vit-base"]
+Size = Literal["pocket", "laptop", "vit-small", "vit-base"]
 
 SIZES: dict[str, dict[str, Any]] = {
+    "pocket": {
+        "image": {"image_size": 32, "patch_size": 8, "width": 64, "depth": 2, "heads": 4, "stem": "convolution"},
+        "text": {"text_layers": 1, "fusion_layers": 1, "hidden_size": 64, "heads": 4, "dropout": 0.0},
+        "dim": 64,
+    },
     "laptop": {
         "image": {"image_size": 64, "patch_size": 8, "width": 128, "depth": 2, "heads": 4, "stem": "convolution"},
         "text": {"text_layers": 1, "fusion_layers": 2, "hidden_size": 128, "heads": 4, "dropout": 0.0},
@@ -23,4 +28,4 @@ SIZES: dict[str, dict[str, Any]] = {
         "dim": 256,
     },
 }
-"""A small one of ours for 64 pixels; DeiT-S with text and fusion layers of its width; the paper's."""
+"""That of the recipe albef-laptop, for 32 pixels; one of ours for 64; DeiT-S with text and fusion layers of its width; the paper's."""
