@@ -28,4 +28,4 @@ SIZES: dict[str, dict[str, Any]] = {
         "dim": 256,
     },
 }
-"""That of the recipe albef-laptop, for 32 pixels; one of ours for 64; DeiT-S with text and fusion layers of its width; the paper's."""
+"""That of the recipe albef-laptop, for 32 pixels; one of ours for 64; DeiT-S, with text and fusion layers alike; the paper's."""
