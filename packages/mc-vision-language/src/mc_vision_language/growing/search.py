@@ -42,7 +42,7 @@ class GrowthSearch(GrowCLIP):
         steps: updates of the search.
 
     Attributes:
-        losses: (C, R, N) held-out losses of the moving average, NaN where not measured yet; part of the state.
+        losses: (C, R, N) held-out losses of the moving average, 0 where not measured yet; part of the state.
     """
 
     losses: Tensor
@@ -59,7 +59,7 @@ class GrowthSearch(GrowCLIP):
         count = min(growth.evaluations, steps)
         self._due = {round(steps * (k + 1) / count): k for k in range(count)}
         shape = len(self.names), count, len(self.held_out)
-        self.register_buffer("losses", torch.full(shape, torch.nan, dtype=torch.float64))
+        self.register_buffer("losses", torch.zeros(shape, dtype=torch.float64))
 
     def views(self, progress: Progress) -> Views:
         """One candidate per update: the smallest now and then, else one at random, a function of (seed, step)."""
