@@ -169,6 +169,12 @@ def test_without_rounding_the_function_is_the_same(move):
     assert difference(model, grow(model, MOVES[move], seed=1, joint_noise=0.0)) < 1e-14
 
 
+def test_it_does_not_matter_what_the_fresh_model_has_learned():
+    model = towers(dtype=torch.float64)
+    fresh = towers(ALL["all"], seed=5, dtype=torch.float64)
+    assert difference(model, Expansion(model, fresh, joint_noise=0.0)(model)) < 1e-14
+
+
 def test_another_model_is_told_apart():
     assert difference(towers(), towers(seed=1)) > 0.1
 
