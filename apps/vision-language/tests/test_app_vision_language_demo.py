@@ -218,8 +218,8 @@ class TestHtml:
         assert "match -1.0" in sentence_table([CaptionHit(0, "x", 0.1, -1.0)])
 
     def test_labels_name_the_file_and_what_was_measured(self):
-        assert hit_label(Hit(0, "a/b.jpg", 0.5, None)) == "b.jpg · 0.50"
-        assert hit_label(Hit(0, "a/b.jpg", 0.5, 2.0)) == "b.jpg · +2.0"
+        assert hit_label(Hit(0, "a/b.jpg", 0.5, None)) == "0.50 · b.jpg"
+        assert hit_label(Hit(0, "a/b.jpg", 0.5, 2.0)) == "+2.0 · b.jpg"
         assert hit_line(Hit(0, "a/`b.jpg", 0.5, 2.0)) == "`a/b.jpg` · cosine 0.50 · match +2.0"
         assert hit_line(Hit(0, "a/b.jpg", 0.5, None)) == "`a/b.jpg` · cosine 0.50"
 

@@ -273,3 +273,34 @@ def test_statements_start_from_text_assignment():
 def test_a_single_pair_is_refused():
     with pytest.raises(ConfigError, match="1 pair per process and micro-batch has no wrong picture"):
         assignment().check(1)
+
+
+def test_the_same_picture_or_caption_is_never_drawn_as_wrong():
+    """Pictures 0 and 1 are the same, captions 2 and 3 say the same; over many epochs everything else is drawn."""
+    torch.manual_seed(0)
+    method = TextAssignment(AssignmentConfig(**tiny.encoders()), tiny.tokenizer())
+    tokens = method.model.net.backbone.image_tokens(tiny.pixels(4))
+    batch = {"image_ids": torch.tensor([7, 7, 8, 9]), "text_ids": torch.tensor([1, 2, 3, 3]), "index": torch.arange(4)}
+    seen = set()
+    for epoch in range(60):
+        drawn = method.drawn(tokens, {**batch, "epoch": epoch}, 0)
+        assert drawn.valid.all()
+        shown = [*enumerate(drawn.first.tolist()), *enumerate(drawn.second.tolist())]
+        seen |= {(row, other) for row, other in shown if row != other}
+    assert seen == {(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (2, 1), (3, 0), (3, 1)}
+
+
+def test_a_caption_that_has_no_wrong_picture_does_not_count():
+    """The first pair shares its picture with the second and its words with the third: nothing is wrong beside it."""
+    method, batch = assignment(), caption_batch(3)
+    batch |= {"image_ids": torch.tensor([7, 7, 8]), "text_ids": torch.tensor([1, 2, 1])}
+    net = method.model.net
+    loss = float(method.training_step(batch, Progress(run_seed=3)).loss.detach())
+    with torch.no_grad():
+        tokens = net.backbone.image_tokens(batch["view"])
+        drawn = method.drawn(tokens, batch, 3)
+        logits, _ = net.judge(tokens, drawn.first, drawn.second, batch["input_ids"], batch["attention_mask"])
+    assert drawn.valid.tolist() == [False, True, True]
+    each = -logits.log_softmax(1).gather(1, drawn.label[:, None])[:, 0]
+    assert loss == pytest.approx(float(each[1:].mean()), abs=1e-5)
+    assert abs(loss - float(each.mean())) > 1e-4

@@ -33,6 +33,7 @@ from mc_vision_language_app.viewer import (
 
 SCENES = 300
 _MOST_UPLOAD = "100mb"
+_TALL = 340  # screen pixels of the picture and of its map: both, and what was found, are seen at once
 _KEEP_FILES = (600, 3600)  # seconds: uploads are looked through every ten minutes and deleted after an hour
 _CAUTION = (
     "The number below a picture is its match with the words, by which pictures are ordered; it is no probability. Everything stays "
@@ -245,4 +246,6 @@ def _quiet(component: Any) -> dict[str, Any]:
 
 
 def _picture(gr: Any, name: str) -> Any:
-    return gr.Image(show_label=False, interactive=False, type="pil", format="png", elem_id=name, **_quiet(gr.Image))
+    return gr.Image(
+        show_label=False, interactive=False, type="pil", format="png", height=_TALL, elem_id=name, **_quiet(gr.Image)
+    )

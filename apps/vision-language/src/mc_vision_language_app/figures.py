@@ -133,6 +133,7 @@ def image_row(pictures: Sequence[Any], titles: Sequence[str], path: Path, *, tit
         axis.set_axis_off()
     for axis, picture, text in zip(axes.flat, pictures, titles, strict=False):
         axis.imshow(picture)
+        axis.set_anchor("N")  # wide pictures beside high ones: titles on one line
         axis.set_title(_wrapped(text, 30), fontsize=8)
     if title:
         figure.suptitle(title, fontsize=11)

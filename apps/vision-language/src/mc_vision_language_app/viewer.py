@@ -193,11 +193,14 @@ def sentence_table(found: Sequence[CaptionHit]) -> str:
 
 
 def hit_label(hit: Hit) -> str:
-    """What stands below a picture that was found: its match, or its cosine where it was not ranked again."""
+    """What stands below a picture that was found: its match, or its cosine where it was not ranked again, then its name.
+
+    The page cuts what has no room.
+    """
     name = Path(hit.name).name
     if hit.match is not None:
-        return f"{name} · {hit.match:+.1f}"
-    return name if math.isnan(hit.cosine) else f"{name} · {hit.cosine:.2f}"
+        return f"{hit.match:+.1f} · {name}"
+    return name if math.isnan(hit.cosine) else f"{hit.cosine:.2f} · {name}"
 
 
 def hit_line(hit: Hit) -> str:
