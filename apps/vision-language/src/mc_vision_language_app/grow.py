@@ -203,7 +203,7 @@ def _show(runs: Mapping[str, GrowthRun], metric: str, data_name: str, random: fl
         cells = [f"{run.steps[place]['end'][metric]:.3f}" for run in runs.values()]
         rows.append(
             [
-                f"{step['step']}: {step['images']:,} images",
+                f"{step['step']}: {step['images']:,}",
                 chosen,
                 sizes(step),
                 f"{step['parameters']:,}",
@@ -214,7 +214,7 @@ def _show(runs: Mapping[str, GrowthRun], metric: str, data_name: str, random: fl
     updates = sum(sum(step["updates"].values()) for step in grown.steps)
     print_table(
         f"{data_name}: {metric.replace('_', ' ')} after each step, {updates:,} updates in all; random encoder {random:.3f}",
-        ["step", "growth (sure)", "image, text, shared", "parameters", "at growth", *runs],
+        ["step: images", "growth (sure)", "image, text, shared", "parameters", "at growth", *runs],
         rows,
     )
     print("sizes: blocks × heads × hidden units; at growth: before any training on the new slice")
