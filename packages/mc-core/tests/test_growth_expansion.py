@@ -226,6 +226,26 @@ def new_entries(expansion: Expansion, name: str, parameter: Tensor) -> Tensor:
     return ~expansion.moment(name, torch.ones_like(old[name])).bool()
 
 
+def test_new_readers_and_units_are_drawn_and_new_writers_silent():
+    model = towers()
+    fresh = towers(ALL["all"], seed=5)
+    expansion = Expansion(model, fresh)
+    grown = expansion(model)
+    for name in (
+        "image.0.qkv.weight",
+        "text.0.fc1.weight",
+        "shared.0.qkv.bias",
+        "shared.0.fc1.bias",
+        "image.2.fc1.weight",
+    ):
+        parameter = grown.get_parameter(name)
+        new = new_entries(expansion, name, parameter)
+        assert torch.equal(parameter[new], fresh.get_parameter(name)[new]), name
+    for name in ("image.0.proj.weight", "text.0.fc2.weight", "patch.weight", "tokens.weight", "image.2.proj.weight"):
+        parameter = grown.get_parameter(name)
+        assert not parameter[new_entries(expansion, name, parameter)].any(), name
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_every_new_entry_has_a_gradient_after_two_updates(optimizer):
     model = towers(dtype=torch.float64)
