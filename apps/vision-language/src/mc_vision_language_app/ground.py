@@ -42,7 +42,7 @@ def run_ground(
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3 * min(max(picture.height / picture.width, 0.3), 2) + 0.6))
     draw_map(axes[0], axes[1], picture, found.heat, found.box)
     figure.suptitle(phrase, fontsize=11)
     save(figure, target)
@@ -53,4 +53,6 @@ def run_ground(
     print(
         f"box      {', '.join(f'{value:g}' for value in box)} (x1, y1, x2, y2 of {picture.width} × {picture.height} pixels)"
     )
+    if not found.heat.max() > 0:
+        print("nothing in the image speaks for the phrase: the map is empty, and the box is all of it")
     print(f"picture  {target}")

@@ -139,8 +139,9 @@ class Viewer:
             raise DataError("write a phrase first, such as “the red car”")
         found = ground(self.model, shown.picture, phrase, mode="itm" if self.model.config.matching else "itc")
         box = ", ".join(f"{value:.0f}" for value in found.box)
+        warm = "around what is warm" if found.heat.max() > 0 else "all of it, as nothing in it speaks for the phrase"
         return overlay(shown.picture, found.heat, found.box), (
-            f"Box {box} of {shown.picture.width} × {shown.picture.height} pixels, around what is warm. The map shows what the "
+            f"Box {box} of {shown.picture.width} × {shown.picture.height} pixels, {warm}. The map shows what the "
             "model looks at when it compares picture and phrase (Grad-CAM), also where the phrase is not in the picture."
         )
 
