@@ -78,6 +78,7 @@ def test_growth_takes_a_loss_lower_by_the_margin(loss, grows):
 def test_the_current_one_need_not_come_first():
     found = select_growth(steady([1.999, 2.0]), [1.0, 1.0], current=1)
     assert (found.best, found.chosen) == (0, 1)
+    assert select_growth(steady([1.9, 2.0]), [1.0, 1.0], current=1).chosen == 0
 
 
 def test_confidence_is_paired_batch_by_batch():

@@ -272,6 +272,31 @@ def test_what_stands_in_the_way_is_named_with_what_is_possible(name, grown, poss
     assert len(grow_vision_transformer(model, blocks=3).blocks) == 3
 
 
+class GatedMlp(Mlp):
+    """Half of the units gate the others."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(width, hidden)
+        self.fc2 = nn.Linear(hidden // 2, width)
+
+    def forward(self, x):
+        value, gate = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(value * gate.sigmoid())
+
+
+def test_a_gated_mlp_grows_in_all_but_its_units():
+    model, x = made(), pictures()
+    for block in model.blocks:
+        block.mlp = GatedMlp(24, 48)
+    grown = grow_vision_transformer(model, blocks=3, heads=4, width=40)
+    with torch.no_grad():
+        assert (grown(x) - model(x)).abs().max() < 5e-6
+    with pytest.raises(
+        ConfigError, match=r"hidden units with the gate in blocks.0.mlp \(GatedMlp\); it can handle blocks"
+    ):
+        grow_vision_transformer(model, hidden=60)
+
+
 TIMM = [{}, {"global_pool": "avg"}, {"qkv_bias": False}, {"reg_tokens": 2}, {"qk_norm": True}]
 
 
