@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import os
 import runpy
@@ -295,6 +296,40 @@ def test_a_byte_is_within_half_a_step() -> None:
     assert packed.dtype == np.int8
     assert (np.abs(packed * scales[..., None] - tokens.numpy()) <= scales[..., None] / 2 + 1e-7).all()
     assert np.abs(packed).max() == 127
+
+
+def test_a_file_changed_in_size_or_in_time_alone_is_another(tmp_path) -> None:
+    path = tmp_path / "a.jpg"
+
+    def mark(content: bytes, time: int) -> str:
+        path.write_bytes(content)
+        os.utime(path, ns=(time, time))
+        return index_files.identities(FileImages(["a.jpg"], tmp_path))[1][0]
+
+    known = mark(b"1234", 10**18)
+    assert mark(b"4321", 10**18) == known
+    assert mark(b"4321", 10**18 + 10**9) != known
+    assert mark(b"12345", 10**18) != known
+
+
+def test_the_stamp_of_a_model_knows_its_settings(model: VisionLanguageModel) -> None:
+    """The same weights that read other parts of a sentence find other pictures."""
+    other = copy.deepcopy(model)
+    assert index_files.model_fingerprint(other) == index_files.model_fingerprint(model)
+    captions = model.config.captions.model_copy(update={"max_words": 2})
+    other.config = model.config.model_copy(update={"captions": captions})
+    assert index_files.model_fingerprint(other) != index_files.model_fingerprint(model)
+
+
+def test_each_token_has_a_scale_of_its_own() -> None:
+    """A large token does not take the precision of the small ones beside it."""
+    tokens = (
+        torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, 1, 0.01, 1])[:, None]
+    )
+    packed, scales = pack_tokens(tokens, "int8")
+    assert (np.abs(packed).max(-1) == 127).all()
+    error = np.abs(packed * scales[..., None] - tokens.numpy()).max(-1)
+    assert (error <= tokens.abs().amax(-1).numpy() / 250).all()
 
 
 def test_examples() -> None:

@@ -178,7 +178,12 @@ def tuned(base: Recipe[Any], arm: Arm) -> TaskRecipe[Any]:
     ('retrieval', 400, 0.0002, False)
     """
     fit, method = base.fit, base.method
-    shorter = {"steps": None, "epochs": None, "warmup_epochs": fit.warmup_epochs / _SHORTER, "lr": fit.lr / _SLOWER}
+    shorter: dict[str, Any] = {
+        "steps": None,
+        "epochs": None,
+        "warmup_epochs": fit.warmup_epochs / _SHORTER,
+        "lr": fit.lr / _SLOWER,
+    }
     for name in ("steps", "epochs"):
         if (length := getattr(fit, name)) is not None:
             shorter[name] = max(1, length // _SHORTER)
