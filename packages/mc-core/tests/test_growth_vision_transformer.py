@@ -145,6 +145,7 @@ def test_the_seed_decides_the_new_entries_by_the_name_of_their_parameter():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
     new = [m.blocks[0].attn.qkv.weight.unflatten(0, (3, -1))[:, 24:] for m in (one, other)]
     assert not torch.equal(*new)
+    assert not torch.equal(new[0], one.blocks[1].attn.qkv.weight.unflatten(0, (3, -1))[:, 24:])
     more = grow_vision_transformer(model, heads=4, blocks=3, seed=0)
     assert torch.equal(more.blocks[0].attn.qkv.weight, one.blocks[0].attn.qkv.weight)
     assert not torch.equal(more.blocks[2].attn.qkv.weight, one.blocks[1].attn.qkv.weight)
