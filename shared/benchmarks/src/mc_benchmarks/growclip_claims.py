@@ -51,9 +51,9 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
         "momentum": 0.99,
         "ids": True,
         "growth": {
-            "search_share": 0.1,
-            "evaluations": 5,
-            "batches": 4,
+            "search_share": 0.08,
+            "evaluations": 2,
+            "batches": 3,
             "blocks": 1,
             "heads": 0.5,
             "hidden": 0.5,
@@ -108,9 +108,11 @@ def digit_slices(seed: int) -> Slices:
 
     The last third of the file is held out for testing. Pairs to choose sizes by are there from the beginning, never trained on.
     """
-    pixels_NP, digit_N = map(np.asarray, load_digits(return_X_y=True))
+    pixels_NP, digit_N = (np.asarray(one, dtype=np.float64) for one in load_digits(return_X_y=True))
     count = len(pixels_NP)
-    captions = tuple(TEMPLATES[row % len(TEMPLATES)].replace("{}", DIGITS[d]) for row, d in enumerate(digit_N.tolist()))
+    captions = tuple(
+        TEMPLATES[row % len(TEMPLATES)].replace("{}", DIGITS[d]) for row, d in enumerate(digit_N.astype(int).tolist())
+    )
     pixels = np.round(pixels_NP.reshape(-1, 1, 8, 8) / 16 * 255).astype(np.uint8).repeat(2, 2).repeat(2, 3).repeat(3, 1)
     splits = np.repeat(["train", "test"], [count - _TEST, _TEST]).astype("<U10")
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(count - _TEST)
