@@ -192,6 +192,23 @@ def test_accuracy_counts_overlaps_of_a_half(monkeypatch):
     assert found.right[right].all()
 
 
+def test_a_warm_point_finds_a_proposal_but_no_box_of_its_own(monkeypatch):
+    phrases = scene_phrases(tiny.scenes(6, 2)).part("train")
+    order = iter(range(len(phrases)))
+
+    def points(model, pixels, ids, mask, *, mode, layer):
+        found = torch.zeros(len(pixels), 32, 32)
+        for row in range(len(pixels)):
+            x, y = phrases.boxes[next(order)].reshape(2, 2).mean(0).astype(int)
+            found[row, y, x] = 1.0
+        return found
+
+    monkeypatch.setattr(grounding, "patch_maps", points)
+    found = measure_grounding(tiny.pretrained(), phrases)
+    assert (found.accuracy, found.free_accuracy) == (1.0, 0.0)
+    assert found.right.all()
+
+
 def test_boxes_of_who_does_not_look():
     phrases = scene_phrases(tiny.scenes(8, 2)).part("train")
     found = blind_boxes(phrases)

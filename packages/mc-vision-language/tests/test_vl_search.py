@@ -321,6 +321,21 @@ def test_the_stamp_of_a_model_knows_its_settings(model: VisionLanguageModel) -> 
     assert index_files.model_fingerprint(other) != index_files.model_fingerprint(model)
 
 
+def test_the_stamp_of_a_model_knows_its_words(model: VisionLanguageModel) -> None:
+    """The same weights with other words for the same ids find other pictures."""
+    other = copy.deepcopy(model)
+    other.take_tokenizer(tiny.tokenizer([word[::-1] for word in tiny.WORDS]))
+    assert index_files.model_fingerprint(other) != index_files.model_fingerprint(model)
+
+
+def test_what_a_killed_build_left_goes_with_the_next(model: VisionLanguageModel, photos, tmp_path) -> None:
+    SearchIndex.build(model, photos, tmp_path / "index")
+    left = tmp_path / "index" / ".features.abcd1234.part"
+    left.write_bytes(b"half")
+    SearchIndex.build(model, photos, tmp_path / "index")
+    assert not left.exists()
+
+
 def test_each_token_has_a_scale_of_its_own() -> None:
     """A large token does not take the precision of the small ones beside it."""
     tokens = (
