@@ -15,7 +15,8 @@ from mc_core.engine import Fit, Progress
 from mc_core.errors import InterruptedRunError
 from mc_testkit.toys import captioned_images
 from mc_vision_language.continual import BASELINES, Sequential
-from mc_vision_language.continual.distilled import CosineProjection, divergence, turned
+from mc_vision_language.continual.distilled import CosineProjection, turned
+from mc_vision_language.continual.loss import divergence
 from mc_vision_language.continual.table import TABLE
 from mc_vision_language.model import load_vision_language_model
 

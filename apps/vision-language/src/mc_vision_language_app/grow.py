@@ -33,7 +33,7 @@ from mc_vision_language.training import untrained_model
 from mc_vision_language_app.grow_figures import growth_figures
 from mc_vision_language_app.measure import METRIC, RANDOM
 from mc_vision_language_app.pair_options import PairOptions
-from mc_vision_language_app.pretrain import FEWEST, changes_of, cleared
+from mc_vision_language_app.pretrain import changes_of, check_held_out, cleared
 from mc_vision_language_app.runs import opened, source_name
 
 BESIDE = ("fixed", "restarting")
@@ -126,12 +126,7 @@ def _slices(options: GrowOptions, recipe: Recipe[Any]) -> Slices:
         slices = arriving(sets, _own_names([Path(source_name(one)).stem or "slice" for one in options.sources]))
     else:
         slices = sliced(sets[0], options.slices, seed=recipe.split.seed)
-    held_out = int((slices.pairs.splits == "test").sum())
-    if held_out < FEWEST:
-        raise ConfigError(
-            f"{held_out} images held out are too few to measure on: give at least {FEWEST}, by a larger third --split.shares, or "
-            "more images"
-        )
+    check_held_out(slices.pairs)
     return slices
 
 

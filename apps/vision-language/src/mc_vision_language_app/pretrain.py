@@ -99,6 +99,16 @@ def read_pairs(source: str | None, options: PairOptions, recipe: Recipe[Any]) ->
         else:
             with Status(f"opening {source_name(source)}"):
                 pairs = opened(source, options, recipe.method.captions, recipe.split)
+    check_held_out(pairs)
+    return pairs
+
+
+def check_held_out(pairs: Pairs) -> None:
+    """Refuse too few images to measure on.
+
+    Raises:
+        ConfigError: with what would be right.
+    """
     held_out = int((pairs.splits == "test").sum())
     if held_out < FEWEST:
         parts = {name: int((pairs.splits == name).sum()) for name in dict.fromkeys(pairs.splits.tolist())}
@@ -108,7 +118,6 @@ def read_pairs(source: str | None, options: PairOptions, recipe: Recipe[Any]) ->
         else:
             advice = f"the data's own parts hold {told}; divide the images anew with --split.no-own"
         raise ConfigError(f"{held_out} images held out (test) are too few to measure on: {advice}")
-    return pairs
 
 
 @contextlib.contextmanager

@@ -23,25 +23,11 @@ from mc_core.momentum import MomentumEncoder
 from mc_vision_language.backbone import Backbone, Encoded
 from mc_vision_language.continual.base import Sequential, Step, encode_step, wide
 from mc_vision_language.continual.baseline_configs import LUCIRConfig, LwFConfig
-from mc_vision_language.continual.loss import soft_words
+from mc_vision_language.continual.loss import divergence, soft_words
 from mc_vision_language.model import VisionLanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """Scalar: mean over rows of KL( softmax(teacher) ‖ softmax(student) ).
-
-    Args:
-        teacher: (B, N) logits, a constant.
-        student: (B, N) logits.
-
-    >>> divergence(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
-    tensor(0.)
-    """
-    p, q = wide(teacher.detach()).log_softmax(1), wide(student).log_softmax(1)
-    return (p.exp() * (p - q)).sum(1).mean()
 
 
 def turned(states: Tensor, old: Tensor, weight: Tensor | None, axis: int = -1) -> Tensor:

@@ -51,3 +51,19 @@ def soft_words(log_p: Tensor, teacher_logits: Tensor) -> Tensor:
     tensor(1.3863)
     """
     return -(teacher_logits.detach().to(log_p.dtype).softmax(1) * log_p).sum(1).mean()
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """Scalar: mean over rows of KL( softmax(teacher) ‖ softmax(student) ).
+
+    Args:
+        teacher: (B, N) logits in at least float32, a constant.
+        student: (B, N) logits in at least float32.
+
+    >>> divergence(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor(0.)
+    >>> divergence(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]))  # log cosh 1
+    tensor(0.4338)
+    """
+    p, q = teacher.detach().log_softmax(1), student.log_softmax(1)
+    return (p.exp() * (p - q)).sum() / len(student)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mc_vision_language.continual.loss import divergence
+
 _LEFT_OUT = -1e30  # before the softmax: exactly nothing after it; finite, so that a row with nothing left stays finite
 
 
@@ -49,5 +51,4 @@ def topology(old_logits: Tensor, logits: Tensor) -> Tensor:
     >>> topology(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]))  # log cosh 1
     tensor(0.4338)
     """
-    old = old_logits.detach().log_softmax(1)
-    return (old.exp() * (old - logits.log_softmax(1))).sum() / len(logits)
+    return divergence(old_logits, logits)
