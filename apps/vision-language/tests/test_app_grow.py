@@ -83,7 +83,7 @@ def test_grow_says_what_each_step_chose_and_leaves_a_whole_run(grown):
 def test_the_same_command_again_only_reads(grown, captions, command):
     run, done = grown
     again = command("grow", captions, *GROW, "--slices", "2", "--beside", "--out", run)
-    assert "growth (sure)" in again.out
+    assert "growth" in again.out
     assert "restarting" in again.out
     assert json.loads((run / "result.json").read_text())["steps"] == done.json["steps"]
     refused = command("grow", captions, *GROW, "--slices", "3", "--out", run)

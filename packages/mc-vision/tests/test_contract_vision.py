@@ -32,7 +32,7 @@ CROPS = partial(TensorData, **PAIRS, view_3=PAIRS["view_1"][..., 4:12, 4:12], vi
 def case(name, method, fields, **more):
     exact = fields["encoder"] is PLAIN and method not in (MOCO_V3, DCL_V3, DCL)  # those heads have BatchNorm
     learning = (
-        {"optimizer": "adamw", "lr": 1e-3, "steps": 120} if method in (MOCO, DCL_QUEUE) else {"lr": 0.1, "steps": 80}
+        {"optimizer": "adamw", "lr": 1e-3, "steps": 120} if method in (MOCO, DCL_QUEUE) else {"lr": 0.03, "steps": 60}
     )
     more = {"learning": learning, **more}
     return MethodCase(
