@@ -8,6 +8,7 @@ Legend: B pictures, H × W pixels, S side of a view, R random numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,61 @@ _STREAM = 0xA0600
 _CACHE_FLOATS = 1 << 18  # a chunk of this many stays in a core's cache, which makes views on a CPU faster
 
 
+class Geometry(NamedTuple):
+    """What becomes a view, of each picture.
+
+    Attributes:
+        box: (B, 4) top, left, height, width, in pixels.
+        flip: (B,) bool, whether it is mirrored.
+    """
+
+    box: Tensor
+    flip: Tensor
+
+
+def draw_geometry(
+    random: BatchRandom,
+    config: AugmentConfig,
+    height: int,
+    width: int,
+    *,
+    stream: int = 0,
+    cropped: bool = False,
+    may_flip: Tensor | None = None,
+) -> Geometry:
+    """The crop and the mirroring of each picture.
+
+    Args:
+        random: of the batch.
+        config: what is drawn.
+        height, width: of the pictures, pixels.
+        stream: see :func:`make_views`.
+        cropped: whether the pictures are crops already: all of each is shown.
+        may_flip: (B,) bool, pictures that may be mirrored; default: all.
+
+    >>> random = BatchRandom(seed=0, epoch=0, index=torch.arange(2))
+    >>> draw_geometry(random, AugmentConfig(resize="squash", flip=1.0), 8, 6)
+    Geometry(box=tensor([[0., 0., 8., 6.],
+            [0., 0., 8., 6.]]), flip=tensor([True, True]))
+    """
+    u_BR = random.uniform(BOX_DRAWS + 1, stream=_STREAM + stream)
+    flip_B = u_BR[:, BOX_DRAWS] < config.flip
+    if may_flip is not None:
+        flip_B = flip_B & may_flip
+    if config.resize == "crop" and not cropped:
+        return Geometry(random_boxes(u_BR[:, :BOX_DRAWS], height, width, config.scale, config.ratio), flip_B)
+    whole = torch.tensor([[0.0, 0.0, height, width]], device=u_BR.device)
+    return Geometry(whole.expand(len(u_BR), 4), flip_B)
+
+
 def make_views(
-    pixels: Tensor, random: BatchRandom, config: AugmentConfig, *, stream: int = 0, cropped: bool = False
+    pixels: Tensor,
+    random: BatchRandom,
+    config: AugmentConfig,
+    *,
+    stream: int = 0,
+    cropped: bool = False,
+    geometry: Geometry | None = None,
 ) -> Tensor:
     """One random view of each picture.
 
@@ -33,6 +87,7 @@ def make_views(
         config: what is drawn.
         stream: separates several pictures of one sample.
         cropped: whether the pictures are crops of the view's size already.
+        geometry: of :func:`draw_geometry`, where others need it too; default: drawn here.
 
     Returns:
         (B, 3, S, S) float32 in [0, 1], multiples of 1/255.
@@ -42,11 +97,9 @@ def make_views(
     torch.Size([2, 3, 32, 32])
     """
     height, width = pixels.shape[2:]
-    u_BR = random.uniform(BOX_DRAWS + 1 + DRAWS_EACH * config.rand_augment, stream=_STREAM + stream)
-    flip_B = u_BR[:, BOX_DRAWS] < config.flip
-    box = torch.tensor([[0.0, 0.0, height, width]], device=pixels.device).expand(len(pixels), 4)
-    if config.resize == "crop" and not cropped:
-        box = random_boxes(u_BR[:, :BOX_DRAWS], height, width, config.scale, config.ratio)
+    if geometry is None:
+        geometry = draw_geometry(random, config, height, width, stream=stream, cropped=cropped)
+    box, flip_B = geometry
     x_BCSS = torch.empty(len(pixels), 3, config.size, config.size, device=pixels.device)
     with torch.autocast(pixels.device.type, enabled=False):
         if cropped:
@@ -56,6 +109,8 @@ def make_views(
                 whole = pixels[rows].float()
                 x_BCSS[rows] = crop_resize(whole, box[rows], config.size, flip_B[rows], kernel="bicubic", levels=True)
         if config.rand_augment:
+            draws = BOX_DRAWS + 1 + DRAWS_EACH * config.rand_augment
+            u_BR = random.uniform(draws, stream=_STREAM + stream)
             x_BCSS = rand_augment(x_BCSS, u_BR[:, BOX_DRAWS + 1 :], config)
         return x_BCSS.div_(255)
 

@@ -21,6 +21,8 @@ Operation = Literal[
     "rotate",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+MOVING: tuple[Operation, ...] = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+"""Those of them that move pixels, and so what boxes and masks are about."""
 
 
 class AugmentConfig(StrictModel):
@@ -53,6 +55,20 @@ class AugmentConfig(StrictModel):
     """To draw from, with replacement."""
     fill: int = Field(default=128, ge=0, le=255)
     """Level of what a shift, shear or turn uncovers, of 255."""
+
+    def still(self) -> AugmentConfig:
+        """The same without what moves pixels within a view: crop and flip stay.
+
+        >>> AugmentConfig().still().operations
+        ('identity', 'autocontrast', 'equalize', 'brightness', 'sharpness')
+        """
+        kept = tuple(one for one in self.operations if one not in MOVING)
+        return self.model_copy(update={"operations": kept or OPERATIONS[:1]})
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels are moved by more than crop and flip."""
+        return self.rand_augment > 0 and any(one in MOVING for one in self.operations)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from mc_core.errors import BadSampleError, DataError
 from mc_core.images.segmentations import rasterize
-from mc_core.listing import fingerprint
+from mc_core.listing import PackedStrings, fingerprint
 from mc_vision_language.data.images import StoredImages
 
 UNKNOWN = -1
@@ -149,44 +150,51 @@ class StoredMasks:
 class DrawnMasks:
     """Masks drawn from COCO's polygons and run lengths when they are asked for: smaller things lie on top of larger ones.
 
-    Regions of crowds are −1 where nothing else lies.
+    Regions of crowds are −1 where nothing else lies. That is ours: COCO leaves overlaps as they are.
 
     Args:
-        sizes: (P, 2) height and width of each picture in the pixels of its outlines.
-        outlines: of each picture its objects: (segmentation, 1 + c, whether it is a crowd); None: it is not annotated.
+        sizes: (P, 2) height and width of each picture, in the pixels of its outlines.
+        outlines: of each picture its objects, as (segmentation, 1 + c, whether it is a crowd); None: nobody looked.
         names: of the pictures, for messages.
-        digest: what tells these outlines from others.
+
+    >>> square = [[0, 0, 2, 0, 2, 2, 0, 2]]
+    >>> DrawnMasks([[2, 3]], [[(square, 4, False)]], ["a.jpg"]).read(0).tolist()
+    [[4, 4, 0], [4, 4, 0]]
     """
 
     def __init__(
         self,
-        sizes: np.ndarray,
-        outlines: Sequence[Sequence[tuple[Any, int, bool]] | None],
-        *,
-        names: Sequence[str] = (),
-        digest: str = "",
+        sizes: Any,
+        outlines: Iterable[Sequence[tuple[Any, int, bool]] | None],
+        names: Iterable[str],
     ) -> None:
         self.sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-        self.outlines = tuple(outlines)
-        self.known = np.array([one is not None for one in self.outlines], dtype=bool)
-        self.names, self._digest = tuple(names), digest
+        # as text: millions of corners as Python numbers would be copied into every worker
+        self.outlines = PackedStrings("" if one is None else json.dumps(one) for one in outlines)
+        self.names = PackedStrings(names)
+        count = len(self.outlines)
+        if len(self.sizes) != count or len(self.names) != count:
+            raise DataError(f"outlines of {count} pictures with {len(self.sizes)} sizes and {len(self.names)} names")
+        self.known = np.array([bool(text) for text in self.outlines], dtype=bool)
+        self.rows = np.arange(count)
 
     def __len__(self) -> int:
-        return len(self.outlines)
+        return len(self.rows)
 
     def read(self, row: int) -> np.ndarray:
         """(H, W) int16; one pixel of −1 where there is none."""
-        objects = self.outlines[row]
-        if objects is None:
+        place = int(self.rows[row])
+        if not self.known[row]:
             return np.full((1, 1), UNKNOWN, dtype=np.int16)
-        height, width = self.sizes[row].tolist()
+        height, width = self.sizes[place].tolist()
+        objects = json.loads(self.outlines[place])
         try:
             drawn = [
-                (rasterize(outline, height, width, where=f"object {place}"), code, crowd)
-                for place, (outline, code, crowd) in enumerate(objects)
+                (rasterize(outline, height, width, where=f"object {number}"), code, crowd)
+                for number, (outline, code, crowd) in enumerate(objects)
             ]
         except DataError as error:
-            raise BadSampleError(self.names[row] if self.names else f"picture {row}", str(error)) from error
+            raise BadSampleError(self.names[place], str(error)) from error
         mask = np.zeros((height, width), dtype=np.int16)
         for inside, _, crowd in drawn:
             if crowd:
@@ -196,19 +204,16 @@ class DrawnMasks:
                 mask[inside] = code
         return mask
 
-    def take(self, rows: np.ndarray) -> DrawnMasks:
-        """Those of these pictures, in this order."""
-        chosen = np.asarray(rows, dtype=np.int64)
-        return DrawnMasks(
-            self.sizes[chosen],
-            [self.outlines[row] for row in chosen.tolist()],
-            names=[self.names[row] for row in chosen.tolist()] if self.names else (),
-            digest=fingerprint(self._digest, chosen),
-        )
+    def take(self, rows: np.ndarray) -> Self:
+        """Those of these pictures; nothing is copied."""
+        taken = copy.copy(self)
+        taken.rows, taken.known = self.rows[rows], self.known[rows]
+        return taken
 
     def describe(self) -> dict[str, Any]:
         """Kind, count and a digest."""
-        return {"kind": "outlines", "count": int(self.known.sum()), "digest": self._digest}
+        digest = fingerprint(self.outlines, self.sizes, self.rows)
+        return {"kind": "outlines", "count": int(self.known.sum()), "digest": digest}
 
 
 def stored_levels(data: bytes, name: str) -> np.ndarray:

@@ -87,9 +87,10 @@ class PairData:
         if self.unit == "caption":
             return indices
         index = torch.from_numpy(np.asarray(indices, dtype=np.int64))
-        return self._choose(indices, uniform(seed, epoch, index, 1, stream=_STREAM)[:, 0].numpy())
+        return self.choose(indices, uniform(seed, epoch, index, 1, stream=_STREAM)[:, 0].numpy())
 
-    def _choose(self, rows: np.ndarray, u_B: np.ndarray) -> np.ndarray:
+    def choose(self, rows: np.ndarray, u_B: np.ndarray) -> np.ndarray:
+        """(B,) a caption of each of these pictures, by numbers in [0, 1)."""
         counts = self._counts[rows]
         return self._first[rows] + np.minimum((u_B * counts).astype(np.int64), counts - 1)
 
@@ -100,13 +101,13 @@ class PairData:
         """One pair, without the view that the device makes: ``image``, and ``caption``, the number of its caption."""
         rows = np.array([index], dtype=np.int64)
         u = rng.random(1)
-        caption = self._choose(rows, u) if self.unit == "image" else rows
+        caption = self.choose(rows, u) if self.unit == "image" else rows
         return {"image": self.views.sample(int(self._image_rows(rows)[0]), rng), "caption": int(caption[0])}
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Samples as one batch."""
         images = torch.stack([sample["image"] for sample in samples])
-        return {"image": images, **self._texts(np.array([sample["caption"] for sample in samples]))}
+        return {"image": images, **self.texts(np.array([sample["caption"] for sample in samples]))}
 
     @property
     def get_batch(self) -> Callable[[Sequence[int], int, int], dict[str, Any]] | None:
@@ -116,9 +117,10 @@ class PairData:
     def _batch(self, indices: Sequence[int], epoch: int, seed: int) -> dict[str, Any]:
         rows = np.asarray(indices, dtype=np.int64)
         images = self.views.batch(self._image_rows(rows), rows, epoch, seed)
-        return {**images, **self._texts(self.drawn(rows, epoch, seed))}
+        return {**images, **self.texts(self.drawn(rows, epoch, seed))}
 
-    def _texts(self, captions: np.ndarray) -> dict[str, Tensor]:
+    def texts(self, captions: np.ndarray) -> dict[str, Tensor]:
+        """What a batch holds of these captions (B,): token ids, mask, and the ids of pictures and words."""
         places, lengths = self.tokens.places(captions)
         input_ids, mask = padded(self.tokens.ids[places], lengths, self.pad_id)
         return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from mc_core.images.crops import ATTEMPTS, crop_resize, random_box
 from mc_core.random import BatchRandom, sample_rng
 from mc_vision_language.augment_config import AugmentConfig
 from mc_vision_language.data.images import ImageSet, pixels_of, squashed
+
+if TYPE_CHECKING:
+    from mc_vision_language.augment import Geometry
+
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class ImageViews:
@@ -51,16 +56,22 @@ class ImageViews:
 
     def sample(self, row: int, rng: np.random.Generator) -> Tensor:
         """(3, H, W) uint8: the stored pixels of a picture in memory, else a crop of the size of a view."""
+        return self.placed_sample(row, rng)[0]
+
+    def placed_sample(self, row: int, rng: np.random.Generator) -> tuple[Tensor, tuple[float, float, float, float]]:
+        """The same, and where it lies in the picture: top, left, height and width, as shares of its height and width."""
         if self.array is not None:
-            return torch.from_numpy(self.array[row])
+            return torch.from_numpy(self.array[row]), _WHOLE
         if self.augment is None or self.augment.resize == "squash":
             image = self.images.read(row, min_side=self.size)
-            return torch.from_numpy(squashed(image, self.size))
+            return torch.from_numpy(squashed(image, self.size)), _WHOLE
         smallest = math.ceil(self.size / math.sqrt(self.augment.scale[0]))
         image = self.images.read(row, min_side=smallest)
         numbers = rng.random(2 * ATTEMPTS + 2).tolist()
         box = random_box(numbers, image.height, image.width, self.augment.scale, self.augment.ratio)
-        return torch.from_numpy(pixels_of(image, box, self.size))
+        top, left, height, width = box
+        place = (top / image.height, left / image.width, height / image.height, width / image.width)
+        return torch.from_numpy(pixels_of(image, box, self.size)), place
 
     def batch(self, rows: np.ndarray, indices: np.ndarray, epoch: int, seed: int, stream: int = 0) -> dict[str, Tensor]:
         """``image``, (B, 3, H, W) uint8: what :meth:`sample` gives for each row.
@@ -80,13 +91,19 @@ class ImageViews:
         ]
         return {"image": torch.stack(pixels)}
 
-    def view(self, part: Mapping[str, Any], random: BatchRandom, stream: int = 0) -> Tensor:
-        """(B, 3, S, S) float32 in [0, 1], of what :meth:`sample` or :meth:`batch` gave as ``part["image"]``."""
+    def view(
+        self, part: Mapping[str, Any], random: BatchRandom, stream: int = 0, geometry: Geometry | None = None
+    ) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1], of what :meth:`sample` or :meth:`batch` gave as ``part["image"]``.
+
+        ``geometry``: of :func:`mc_vision_language.augment.draw_geometry`, where others need it too.
+        """
         from mc_vision_language.augment import make_views
 
         pixels: Tensor = part["image"]
         if self.augment is not None:
-            return make_views(pixels, random, self.augment, stream=stream, cropped=not self.in_memory)
+            cropped = not self.in_memory
+            return make_views(pixels, random, self.augment, stream=stream, cropped=cropped, geometry=geometry)
         height, width = pixels.shape[2:]
         if height == width == self.size:
             return pixels.float() / 255

@@ -22,6 +22,7 @@ from mc_vision_language.experts.base import Expert, Metrics
 from mc_vision_language.experts.heads import tokens_of
 from mc_vision_language.language import LanguageModel
 from mc_vision_language.language_config import LanguageConfig
+from mc_vision_language.language_text import with_language_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +40,7 @@ class CaptioningExpert(Expert):
     def make_head(self, tokenizer: PreTrainedTokenizerFast | None) -> None:
         """Visual tokens and the language model."""
         head = self.config.captioning
-        described = head.language if tokenizer is None else with_ids(head.language, tokenizer)
+        described = head.language if tokenizer is None else with_language_ids(head.language, tokenizer)
         self.language = LanguageModel(described, load_pretrained=not self._filled(described))
         head = head.model_copy(update={"language": self.language.config})
         self.config = self.config.model_copy(update={"captioning": head})
@@ -141,22 +142,3 @@ def caption_targets(input_ids: Tensor, attention_mask: Tensor, config: LanguageC
     if config.start_id is not None:
         wanted = torch.cat([wanted[:, :1] & (ids[:, :1] != config.start_id), wanted[:, 1:]], 1)
     return CaptionTargets(ids, mask, wanted)
-
-
-def with_ids(config: LanguageConfig, tokenizer: PreTrainedTokenizerFast) -> LanguageConfig:
-    """With the ids of the tokenizer's special tokens, and for a model of our own its size.
-
-    Raises:
-        ConfigError: a tokenizer without a token that ends a text, or that pads.
-    """
-    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-    if end is None:
-        raise ConfigError(
-            "the tokenizer has no token that ends a text ([SEP] or eos): set one, or take another tokenizer"
-        )
-    found: dict[str, Any] = {"pad_id": pad, "start_id": start, "end_id": end, "separator": (end,)}
-    if config.name is None:
-        found["vocabulary"] = max(len(tokenizer), 8)
-    return config.model_copy(update=found)
