@@ -89,14 +89,16 @@ class CaptioningExpert(Expert):
         right = ((logits.argmax(2) == text.ids) & text.wanted).sum() / count
         return loss, {"token_accuracy": right.detach()}
 
-    def predicted(self, features: Tensor) -> Any:
-        """B captions, or ids."""
+    def written(self, visual: Tensor) -> Tensor:
+        """(B, ≤ answer_length) ids of captions of visual tokens (B, N, h), the end token from the end on."""
         config = self.language.config
         start = () if config.start_id is None else (config.start_id,)
-        prompt = torch.tensor([start], dtype=torch.long, device=features.device).expand(len(features), len(start))
-        ids = self.language.generate(
-            self.head_outputs(features), prompt, torch.ones_like(prompt), self.config.captioning.language.answer_length
-        )
+        prompt = torch.tensor([start], dtype=torch.long, device=visual.device).expand(len(visual), len(start))
+        return self.language.generate(visual, prompt, torch.ones_like(prompt), config.answer_length)
+
+    def predicted(self, features: Tensor) -> Any:
+        """B captions, or ids."""
+        ids = self.written(self.head_outputs(features))
         if self.tokenizer is None:
             return ids
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
