@@ -245,6 +245,16 @@ def test_every_task_is_trained_on_the_sample_and_measured(command, tiny, tmp_pat
     wrong = command("judge", f"{run}-nlvr2", "both are red", photo)
     assert wrong.code == 2
     assert "about two" in wrong.err
+    stage, goes_on = f"{run}-nlvr2/assignment", tmp_path / "goes-on"
+    official = tmp_path / "assignment.safetensors"
+    assert command("export", stage, "--format", "albef", "--out", official).code == 0
+    words = ["--tokenizer", f"{stage}/model", "--image-heads", "2", "--text-heads", "2"]
+    assert "finetune --task nlvr2 takes it" in command("convert", official, tmp_path / "converted", *words).out
+    done = command("finetune", tmp_path / "converted", "--task", "nlvr2", *size, "--out", goes_on, "--json")
+    assert done.code == 0, done.err
+    assert 0 <= done.json["trained"] <= 1
+    wrong = command("finetune", stage, "--task", "entailment", *size, "--out", tmp_path / "wrong")
+    assert (wrong.code, "only nlvr2 goes on from" in wrong.err) == (2, True)
 
 
 def test_ablation_of_one_seed(captions, command, tiny, tmp_path):

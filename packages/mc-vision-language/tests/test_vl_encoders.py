@@ -54,6 +54,28 @@ class TestImages:
         assert gradient.abs().max() > 0
         assert encoder.backbone.blocks[block].attn.fused_attn == encoder.backbone.blocks[0].attn.fused_attn
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"depth": 1},
+            {"stem": "convolution"},
+            {"name": "deit_tiny_patch16_224"},
+            {"name": "vit_small_patch14_reg4_dinov2", "image_size": 28},  # registers and layer scale
+            {"name": "deit_tiny_distilled_patch16_224"},  # which is taken whole
+        ],
+        ids=lambda changes: "-".join(map(str, changes.values())) or "ours",
+    )
+    def test_the_class_token_alone_is_the_same(self, changes):
+        encoder = image_encoder(**changes).double()
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        pixels = torch.rand(2, 3, encoder.config.image_size, encoder.config.image_size, dtype=torch.float64)
+        torch.testing.assert_close(encoder.class_token(pixels), encoder(pixels)[:, 0], rtol=0, atol=1e-12)
+        with pytest.raises(DataError, match="this encoder takes"):
+            encoder.class_token(pixels[:, :, 1:])
+
     def test_a_timm_model_of_any_size(self):
         encoder = image_encoder(name="vit_tiny_patch16_224", image_size=48)
         assert encoder(torch.rand(1, 3, 48, 48)).shape == (1, 10, 192)

@@ -301,3 +301,21 @@ def test_phrases_without_boxes_can_be_trained_on(scenes, model, tmp_path):
     assert isinstance(result.model, VisionLanguageModel)
     assert set(result.scores.baselines) == {"whole_image", "centre_box", "random_proposal", "before_finetuning"}
     assert len(digit_scenes(1, size=32)) == 1
+
+
+def test_statements_go_on_from_a_model_that_has_learnt_text_assignment(scenes, model, tmp_path):
+    rows, pairs, settings = scene_statements(scenes), scene_pairs(scenes), recipe("albef-nlvr2-laptop")
+    stage = recipe("albef-ta-laptop")
+    both = finetune_task("nlvr2", model, rows, settings, tmp_path / "both", pairs=pairs, assignment=stage, draws=0)
+    assigned = load_task_model(tmp_path / "both" / "assignment")
+    alone = finetune_task("nlvr2", assigned, rows, settings, tmp_path / "alone", draws=0)
+    same_weights(alone.model, both.model)
+    larger = resolve_task_recipe(
+        "albef-nlvr2-laptop", {"fit": {"steps": 1, "batch_size": 8, "stop_on_collapse": False}, "augment": {"size": 48}}
+    )
+    grown = finetune_task("nlvr2", assigned, rows, larger, tmp_path / "larger", draws=0)
+    assert grown.model.config.image.image_size == 48
+    with pytest.raises(ConfigError, match="only nlvr2 goes on from: entailment starts from a pretrained model"):
+        finetune_task("entailment", assigned, scene_entailments(scenes), recipe("albef-ve-laptop"), tmp_path / "other")
+    with pytest.raises(ConfigError, match="needs no pairs for that stage"):
+        finetune_task("nlvr2", assigned, rows, settings, tmp_path / "twice", pairs=pairs, assignment=stage)

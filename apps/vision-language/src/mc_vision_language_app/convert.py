@@ -15,7 +15,7 @@ _NEXT: dict[Layout, str] = {
     "pretraining": "search, ground and finetune take it",
     "vqa": "vqa takes it",
     "nlvr2": "judge takes it, with two images",
-    "assignment": "it is what statements about two images start from (StatementModel.start_from)",
+    "assignment": "finetune --task nlvr2 takes it",
     "entailment": "judge takes it, with one image",
 }
 

@@ -24,6 +24,8 @@ from mc_vision_language.methods import METHODS
 from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
 from mc_vision_language.recipe import Recipe, resolve_recipe, system_of
 from mc_vision_language.sample import SAMPLE, sample_pairs
+from mc_vision_language.tasks.nlvr2 import AssignmentModel
+from mc_vision_language.tasks.training import load_task_model
 from mc_vision_language.tokenizers import load_tokenizer
 from mc_vision_language.training import PAIRS_FILE, TOKENIZER_FOLDER, build_method, untrained_model
 from mc_vision_language_app.pair_options import PairOptions
@@ -37,6 +39,7 @@ _TASK_OF_CLASS = {
     "mc_vision_language.tasks.nlvr2:StatementModel": "nlvr2",
     "mc_vision_language.tasks.entailment:EntailmentModel": "entailment",
 }
+_ASSIGNMENT = "mc_vision_language.tasks.nlvr2:AssignmentModel"
 _log = logging.getLogger("mc_core")
 
 
@@ -112,6 +115,23 @@ def open_run(folder: Path, device: torch.device) -> OpenedRun:
     method.load_state_dict(state["method"])
     _log.info("the run is not finished: this is step %d", state["step"])
     return OpenedRun(folder, method.model.to(device).eval(), recipe, device)
+
+
+def open_start(folder: Path, device: torch.device) -> VisionLanguageModel | AssignmentModel:
+    """What a task's training starts from: as :func:`open_run`, or a model that has learnt text assignment.
+
+    Raises:
+        DataError: no such folder. CheckpointError: nothing in it, or damaged.
+    """
+    need_run_folder(folder, command=COMMAND)
+    for place in (folder / "model", folder):
+        if (place / "config.json").is_file():
+            if read_json(place / "config.json").get("class") == _ASSIGNMENT:
+                model = load_task_model(place, device=device)
+                assert isinstance(model, AssignmentModel)
+                return model
+            break
+    return open_run(folder, device).model
 
 
 def task_of_run(folder: Path) -> str | None:

@@ -27,7 +27,7 @@ from mc_vision_language.tasks.recipe import resolve_task_recipe
 from mc_vision_language.tasks.sample import sample_task_rows
 from mc_vision_language.tasks.training import finetune_task, load_task_model, measure_task
 from mc_vision_language_app.pretrain import changes_of, cleared
-from mc_vision_language_app.runs import open_run, source_name
+from mc_vision_language_app.runs import open_start, source_name
 from mc_vision_language_app.task_options import TaskOptions
 
 RECIPES = {"retrieval": "retrieval", "vqa": "vqa", "nlvr2": "nlvr2", "entailment": "ve", "grounding": "grounding"}
@@ -58,7 +58,7 @@ def run_finetune(options: FinetuneOptions) -> None:
     clock = Clock()
     small = options.source is None
     name = options.recipe or f"albef-{RECIPES[options.task]}{'-laptop' if small else ''}"
-    start = open_run(options.run, pick_device("cpu"))
+    start = open_start(options.run, pick_device("cpu"))
     changes = changes_of(options.sections, options.batch)
     if not small and options.recipe is None and "augment" not in changes:
         _log.info("%s: images of 384 pixels, as published; say --augment.size for another", name)
@@ -80,7 +80,7 @@ def run_finetune(options: FinetuneOptions) -> None:
             assignment = resolve_task_recipe("albef-ta-laptop" if small else "albef-ta", _sizes(recipe, changes))
         found = finetune_task(
             options.task,  # type: ignore[arg-type]
-            start.model,
+            start,
             rows,
             recipe,
             run_dir,

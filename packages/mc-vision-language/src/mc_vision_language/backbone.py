@@ -167,7 +167,7 @@ class Backbone(nn.Module):
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """(B, d) unit rows of images (B, 3, S, S) in [0, 1]."""
-        return self.embed_image_tokens(self.image_tokens(pixels))
+        return unit(self.image_projection(self.image.class_token(pixels)))
 
     def embed_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, d) unit rows of token ids (B, L) with their mask."""

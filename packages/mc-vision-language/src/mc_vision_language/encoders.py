@@ -72,13 +72,7 @@ class ImageEncoder(nn.Module):
         Raises:
             DataError: images of another size.
         """
-        side = self.config.image_size
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
-            raise DataError(
-                f"images of shape {tuple(pixels.shape)}; this encoder takes (batch, 3, {side}, {side}): "
-                "make the views of that size (augment.size and method.image.image_size)"
-            )
-        x = (pixels - self.mean) / self.std
+        x = self._normalised(pixels)
         if attention_of is None:
             return self._tokens(self.backbone.forward_features(x))
         with _recorded(self.backbone.blocks[attention_of].attn) as probabilities:
@@ -87,6 +81,43 @@ class ImageEncoder(nn.Module):
         (found,) = probabilities
         kept = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(prefix, found.shape[-1])]).to(found.device)
         return tokens, found if prefix == 1 else found[:, :, kept][..., kept]
+
+    def class_token(self, pixels: Tensor) -> Tensor:
+        """(B, D) the first of what :meth:`forward` gives, of images (B, 3, S, S) in [0, 1].
+
+        The last block's MLP, the larger part of it, then sees that token alone.
+
+        Raises:
+            DataError: images of another size.
+        """
+        from timm.models.vision_transformer import Block, VisionTransformer
+
+        model = self.backbone
+        last = model.blocks[-1]
+        if len(model.blocks) < 2 or type(model) is not VisionTransformer or type(last) is not Block:
+            return self(pixels)[:, 0]
+        (found,) = model.forward_intermediates(
+            self._normalised(pixels),
+            indices=[len(model.blocks) - 2],
+            return_prefix_tokens=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        patches, prefix = found
+        x = torch.cat([prefix, patches], dim=1)
+        x = x[:, :1] + last.drop_path1(last.ls1(last.attn(last.norm1(x))))[:, :1]
+        x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
+        return model.norm(x)[:, 0]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        side = self.config.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
+            raise DataError(
+                f"images of shape {tuple(pixels.shape)}; this encoder takes (batch, 3, {side}, {side}): "
+                "make the views of that size (augment.size and method.image.image_size)"
+            )
+        return (pixels - self.mean) / self.std
 
     def _tokens(self, features: Tensor) -> Tensor:
         prefix = self.backbone.num_prefix_tokens

@@ -109,7 +109,7 @@ def vl_tasks(*, seeds: int = 3, keep: Path = Path("runs/benchmarks"), task: tupl
     run_vl_tasks(seeds=seeds, keep=keep, tasks=task)
 
 
-def vl_step(*, repeats: int = 11, seconds: float = 60.0, device: Device = "cpu", size: tuple[str, ...] = ()) -> None:
+def vl_step(*, repeats: int = 51, seconds: float = 60.0, device: Device = "cpu", size: tuple[str, ...] = ()) -> None:
     """Time of a training step of ALBEF beside the passes of its networks alone, and what its shortcuts save.
 
     Args:
@@ -123,7 +123,7 @@ def vl_step(*, repeats: int = 11, seconds: float = 60.0, device: Device = "cpu",
     run_vl_step(repeats=repeats, seconds=seconds, device=device, sizes=size)
 
 
-def ctp_step(*, repeats: int = 11, seconds: float = 90.0, device: Device = "cpu", size: tuple[str, ...] = ()) -> None:
+def ctp_step(*, repeats: int = 51, seconds: float = 90.0, device: Device = "cpu", size: tuple[str, ...] = ()) -> None:
     """Time of a training step of CTP in a later task beside one of sequential fine-tuning, and LwF's.
 
     Args:

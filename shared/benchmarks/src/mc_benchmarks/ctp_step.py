@@ -133,7 +133,7 @@ def step_of(method: Sequential, recipe: Recipe[Any], batch: Batch) -> Callable[[
     return step
 
 
-def run_ctp_step(*, repeats: int = 11, seconds: float = 90.0, device: str = "cpu", sizes: Sequence[str] = ()) -> Report:
+def run_ctp_step(*, repeats: int = 51, seconds: float = 90.0, device: str = "cpu", sizes: Sequence[str] = ()) -> Report:
     """Measure, save, show.
 
     Args:

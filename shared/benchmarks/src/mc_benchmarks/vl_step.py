@@ -192,7 +192,7 @@ def floor_of(method: ALBEF, batch: Batch) -> Callable[[], object]:
     return step
 
 
-def run_vl_step(*, repeats: int = 11, seconds: float = 60.0, device: str = "cpu", sizes: Sequence[str] = ()) -> Report:
+def run_vl_step(*, repeats: int = 51, seconds: float = 60.0, device: str = "cpu", sizes: Sequence[str] = ()) -> Report:
     """Measure, save, show.
 
     Args:

@@ -37,6 +37,7 @@ from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.tasks.config import ASSIGNMENT_LABELS, STATEMENT_LABELS, AssignmentConfig, TwoImageConfig
 from mc_vision_language.tasks.distilled import ClassificationTask
 from mc_vision_language.tasks.model import Pieces, TaskModel
+from mc_vision_language.tasks.starting import load_backbone
 from mc_vision_language.tasks.two_images import TwoImageNet
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class StatementModel(TaskModel):
     def start_from(self, model: VisionLanguageModel | AssignmentModel, pieces: Pieces = ()) -> None:
         """Take the weights of a pretrained model, or of one that has learnt text assignment; the head is new."""
         if isinstance(model, AssignmentModel):
-            self.net.backbone.load_state_dict(model.net.backbone.state_dict())
+            load_backbone(self.net.backbone, model.net.backbone)
         else:
             self.net.start_from(model.backbone, pieces)
 

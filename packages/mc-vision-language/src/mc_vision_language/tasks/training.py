@@ -90,7 +90,7 @@ class TaskResult:
 
 def finetune_task(
     task: Task,
-    model: VisionLanguageModel,
+    model: VisionLanguageModel | AssignmentModel,
     rows: TaskRows | Pairs,
     recipe: Recipe[Any],
     run_dir: Path | str,
@@ -107,7 +107,7 @@ def finetune_task(
 
     Args:
         task: retrieval, vqa, nlvr2, entailment or grounding.
-        model: pretrained; it is not changed.
+        model: pretrained; it is not changed. For nlvr2 also one that has learnt text assignment already, which then has no stage of it.
         rows: pairs, questions, statements, entailments or phrases, with splits.
         recipe: see :func:`mc_vision_language.tasks.recipe.resolve_task_recipe`.
         run_dir: the run folder.
@@ -130,21 +130,27 @@ def finetune_task(
     train, held_out = rows.part("train"), rows.part(part)
     if isinstance(train, Questions):  # of which every word is a token, else some could not be told apart
         answers = answers or AnswerList.of(train.answers, recipe.method.answers)
-    model = _with_words(model, _grown(model, train, answers))
     seconds = 0.0
-    start: VisionLanguageModel | AssignmentModel = model
-    if task == "nlvr2" and pairs is not None:
-        stage = _assigned(model, pairs, assignment, run_dir / ASSIGNMENT_FOLDER, resume)
-        assert isinstance(stage.method.export_module(), AssignmentModel)
-        start, seconds = stage.method.export_module(), stage.seconds  # type: ignore[assignment]
+    start = model
+    if isinstance(model, AssignmentModel):
+        if task != "nlvr2" or pairs is not None:
+            what = f"{task} starts from a pretrained model" if task != "nlvr2" else "it needs no pairs for that stage"
+            raise ConfigError(f"this model has learnt text assignment, which only nlvr2 goes on from: {what}")
+    else:
+        start = model = _with_words(model, _grown(model, train, answers))
+        if task == "nlvr2" and pairs is not None:
+            stage = _assigned(model, pairs, assignment, run_dir / ASSIGNMENT_FOLDER, resume)
+            assert isinstance(stage.method.export_module(), AssignmentModel)
+            start, seconds = stage.method.export_module(), stage.seconds  # type: ignore[assignment]
     run = _train(task, start, train, recipe, run_dir, answers, resume)
     trained = _trained(run)
     scores = measure_task(trained, held_out, train, draws=draws)
     if task in _BY_PRETRAINING:
+        assert isinstance(model, VisionLanguageModel)
         before = measure_task(model, held_out, train, draws=0).value
         scores = replace(scores, baselines={**scores.baselines, BEFORE: before})
     if scratch:
-        untrained = _untrained(model, recipe.fit.seed)
+        untrained = _untrained(start, recipe.fit.seed)
         patient = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"stop_on_collapse": False})})
         other = _train(task, untrained, train, patient, run_dir / SCRATCH_FOLDER, answers, resume)
         value = measure_task(_trained(other), held_out, train, draws=0).value
@@ -243,10 +249,15 @@ def _with_words(model: VisionLanguageModel, grown: Grown | None) -> VisionLangua
     return other.to(model.device)
 
 
-def _untrained(model: VisionLanguageModel, seed: int) -> VisionLanguageModel:
+def _untrained(model: VisionLanguageModel | AssignmentModel, seed: int) -> VisionLanguageModel:
     """The same architecture and words with random weights."""
     torch.manual_seed(seed)
-    return VisionLanguageModel(model.config, model.tokenizer, load_pretrained=False)
+    return VisionLanguageModel(_encoders(model.config), model.tokenizer, load_pretrained=False)
+
+
+def _encoders(config: VisionLanguageConfig) -> VisionLanguageConfig:
+    """What a task's settings say about the encoders."""
+    return VisionLanguageConfig(**{name: getattr(config, name) for name in VisionLanguageConfig.model_fields})
 
 
 def _assigned(
@@ -270,8 +281,7 @@ def _train(
     torch.manual_seed(recipe.fit.seed)
     made: Any
     if task in _BY_PRETRAINING:
-        encoders = VisionLanguageConfig(**{name: getattr(config, name) for name in VisionLanguageConfig.model_fields})
-        made = VisionLanguageModel(encoders, start.tokenizer, load_pretrained=False)
+        made = VisionLanguageModel(_encoders(config), start.tokenizer, load_pretrained=False)
         _copy_weights(made, start)
     else:
         made = MODELS[task](config, start.tokenizer)

@@ -133,17 +133,20 @@ class CTP(Sequential):
         """L_x and L_s; one block of products for each pair of kinds, those of the student's L_ita used again."""
         assert self.old is not None
         config, student, batch = self.config, step.encoded, step.batch
-        old: Encoded = self.old(batch["view"], batch["input_ids"], batch["attention_mask"])
         losses: dict[str, Tensor] = {}
-        images, texts = gather_rows(old.image), gather_rows(old.text)
+        with torch.no_grad():
+            old = backbone_of(self.old)
+            old_image = old.embed_images(batch["view"])
+            old_text = old.embed_tokens(batch["input_ids"], batch["attention_mask"])
+        images, texts = gather_rows(old_image), gather_rows(old_text)
         if config.cross:
-            of_images = self.logits(old.image, texts)
-            of_texts = of_images.T if len(texts) == len(old.text) else self.logits(old.text, images)
+            of_images = self.logits(old_image, texts)
+            of_texts = of_images.T if len(texts) == len(old_text) else self.logits(old_text, images)
             losses["topology_cross"] = (
                 config.cross * 0.5 * (topology(of_images, step.of_images) + topology(of_texts, step.of_texts))
             )
         if config.same:
-            own = own_columns(len(old.image), len(images), step.first, images.device) if config.mask_own else None
+            own = own_columns(len(old_image), len(images), step.first, images.device) if config.mask_own else None
 
             def one_kind(before: Tensor, all_before: Tensor, now: Tensor, all_now: Tensor) -> Tensor:
                 pair = self.logits(before, all_before), self.logits(now, all_now)
@@ -153,8 +156,8 @@ class CTP(Sequential):
                 config.same
                 * 0.5
                 * (
-                    one_kind(old.image, images, student.image, step.images)
-                    + one_kind(old.text, texts, student.text, step.texts)
+                    one_kind(old_image, images, student.image, step.images)
+                    + one_kind(old_text, texts, student.text, step.texts)
                 )
             )
         return losses
