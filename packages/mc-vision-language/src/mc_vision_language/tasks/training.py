@@ -107,7 +107,7 @@ def finetune_task(
 
     Args:
         task: retrieval, vqa, nlvr2, entailment or grounding.
-        model: pretrained; it is not changed. For nlvr2 also one that has learnt text assignment already, which then has no stage of it.
+        model: pretrained; it is not changed. For nlvr2 also one that has learnt text assignment, which is then not learnt again.
         rows: pairs, questions, statements, entailments or phrases, with splits.
         recipe: see :func:`mc_vision_language.tasks.recipe.resolve_task_recipe`.
         run_dir: the run folder.
