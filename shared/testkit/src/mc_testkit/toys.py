@@ -257,6 +257,24 @@ def captioned_images(count: int = 56, size: int = 16, longest: int = 10, seed: i
     )
 
 
+def answered_images(count: int = 56) -> TensorData:
+    """:func:`captioned_images` whose captions are also what a language model has to say: ``answer_ids``, ``answer_mask`` and
+    ``target_mask`` (count, longest), all tokens but the first to be predicted; every second row has a question, ``question_ids``
+    and ``question_mask`` (count, 4).
+    """
+    found = captioned_images(count).tensors
+    mask = found["attention_mask"]
+    asked = (torch.arange(count) % 2)[:, None].expand(-1, 4).contiguous()
+    return TensorData(
+        **found,
+        answer_ids=found["input_ids"].clone(),
+        answer_mask=mask.clone(),
+        target_mask=mask * (torch.arange(mask.shape[1]) > 0),
+        question_ids=found["input_ids"][:, :4] * asked,
+        question_mask=asked,
+    )
+
+
 def judged_images(
     views: Sequence[str] = ("view",), labels: int = 2, count: int = 48, size: int = 16, seed: int = 0
 ) -> TensorData:

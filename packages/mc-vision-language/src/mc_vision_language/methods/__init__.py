@@ -8,6 +8,10 @@ METHODS = MethodTable(
             "mc_vision_language.methods.albef.config:ALBEFConfig",
             "mc_vision_language.methods.albef.model:ALBEF",
         ),
+        "astrea": (
+            "mc_vision_language.methods.astrea.config:AstreaConfig",
+            "mc_vision_language.methods.astrea.joint:AstreaJoint",
+        ),
         "ctp": ("mc_vision_language.methods.ctp.config:CTPConfig", "mc_vision_language.methods.ctp.model:CTP"),
         "growclip": (
             "mc_vision_language.methods.growclip.config:GrowCLIPConfig",

@@ -6,11 +6,31 @@ from mc_core.lazy import attach
 
 if TYPE_CHECKING:
     from mc_vision_language.methods.astrea.config import AstreaConfig
-    from mc_vision_language.methods.astrea.model import AstreaFusion, AstreaModel
+    from mc_vision_language.methods.astrea.instruct import AstreaInstruct
+    from mc_vision_language.methods.astrea.joint import AstreaJoint
+    from mc_vision_language.methods.astrea.model import AstreaFusion, AstreaModel, load_astrea
+    from mc_vision_language.methods.astrea.prealign import AstreaPrealign
 
-__all__ = ["AstreaConfig", "AstreaFusion", "AstreaModel"]
+__all__ = [
+    "AstreaConfig",
+    "AstreaFusion",
+    "AstreaInstruct",
+    "AstreaJoint",
+    "AstreaModel",
+    "AstreaPrealign",
+    "load_astrea",
+]
 
-_load, __dir__ = attach(__name__, {"config": ["AstreaConfig"], "model": ["AstreaFusion", "AstreaModel"]})
+_load, __dir__ = attach(
+    __name__,
+    {
+        "config": ["AstreaConfig"],
+        "instruct": ["AstreaInstruct"],
+        "joint": ["AstreaJoint"],
+        "model": ["AstreaFusion", "AstreaModel", "load_astrea"],
+        "prealign": ["AstreaPrealign"],
+    },
+)
 
 
 def __getattr__(name: str) -> Any:

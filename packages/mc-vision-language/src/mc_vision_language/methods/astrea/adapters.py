@@ -96,6 +96,17 @@ def grid_tokens(on_grid_map: Tensor) -> Tensor:
     return on_grid_map.flatten(2).transpose(1, 2)
 
 
+def start_layers(module: nn.Module) -> None:
+    """New weights for linear layers, which keep the scale of what passes and add nothing that all samples share.
+
+    torch's own shrink it and add a constant; after some layers all pictures would look alike.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 class Adapter(nn.Module):
     """A_k and τ_k: tokens of one expert (B, N, C_k) at the common width, (B, N, d).
 
@@ -113,6 +124,7 @@ class Adapter(nn.Module):
         self.hidden = nn.Linear(features, width)
         self.out = nn.Linear(width, width)
         self.tag = nn.Parameter(torch.randn(width) * weight_std(width))
+        start_layers(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.out(F.gelu(self.hidden(self.norm(tokens)))) + self.tag

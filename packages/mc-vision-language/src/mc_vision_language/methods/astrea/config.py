@@ -96,6 +96,8 @@ class PrealignConfig(StrictModel):
     """`sequential`: experts join one after another, from meaning to place; `parallel`: all at once, without the cross term."""
     cross: float = Field(default=0.5, ge=0)
     """λ_x: weight of the contrast of an expert with the mean of those before it."""
+    expert: Kind | None = None
+    """Which expert joins in this stage; filled in by the run of all stages. Default: the first."""
     joined_lr: float = Field(default=0.1, ge=0)
     """Rate of adapters that have joined, and of the text tower after the first expert, as a share of the others'."""
 

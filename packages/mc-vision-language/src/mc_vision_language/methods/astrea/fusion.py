@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mc_core.errors import DataError
 from mc_vision_language.fusion import weight_std
-from mc_vision_language.methods.astrea.adapters import Adapters, Maps, grid_tokens, on_grid
+from mc_vision_language.methods.astrea.adapters import Adapters, Maps, grid_tokens, on_grid, start_layers
 from mc_vision_language.methods.astrea.config import AstreaConfig, ResidualSource
 from mc_vision_language.methods.astrea.router import Router, Routing
 
@@ -134,6 +134,7 @@ class ConcatMix(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.hidden, self.out = nn.Linear(channels, config.width), nn.Linear(config.width, config.width)
         self.positions = nn.Parameter(torch.randn(config.tokens, config.width) * weight_std(config.width))
+        start_layers(self)
 
     def forward(self, maps: Maps, adapters: Adapters | None, text: Tensor | None, present: Tensor | None) -> Mixed:
         tokens = side_by_side(maps, self.features, present)
@@ -183,10 +184,14 @@ class Pooling(nn.Module):
     def __init__(self, width: int, dim: int, queries: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.queries = nn.Parameter(torch.randn(queries, width) * weight_std(width))
+        # wide apart, so that each query looks elsewhere: near 0 all of them would take the same mean over the picture
+        self.queries = nn.Parameter(torch.randn(queries, width))
         self.norm = nn.LayerNorm(width)
         self.key_value = nn.Linear(width, 2 * width)
         self.projection = nn.Linear(queries * width, dim)
+        start_layers(self)
+        for part in self.key_value.weight.chunk(2):  # two layers in one
+            nn.init.xavier_uniform_(part)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, e), not normalised, of tokens (B, N, d)."""
@@ -240,6 +245,7 @@ class FusionBlock(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        start_layers(self.mlp)
 
     @property
     def positions(self) -> Tensor:

@@ -30,7 +30,7 @@ from mc_core.files import StrPath
 from mc_core.modules import Shared, evaluating
 from mc_vision_language.backbone import unit
 from mc_vision_language.encoders import TextEncoder
-from mc_vision_language.methods.astrea.adapters import Adapters, Maps
+from mc_vision_language.methods.astrea.adapters import Adapters, Maps, start_layers
 from mc_vision_language.methods.astrea.config import AstreaConfig
 from mc_vision_language.methods.astrea.fusion import Draws, Fused, FusionBlock, Pooling, RoutedMix
 from mc_vision_language.methods.astrea.loss import SCALES
@@ -101,6 +101,7 @@ class AstreaFusion(nn.Module):
         self.block = FusionBlock(config, self.text.num_features)
         self.pooling = Pooling(config.width, config.dim, config.pool_queries, config.pool_heads)
         self.text_projection = nn.Linear(self.text.num_features, config.dim)
+        start_layers(self.text_projection)
         self.logit_scale = nn.Parameter(-torch.tensor(config.temperature).log())
 
     @property
@@ -157,8 +158,18 @@ class AstreaFusion(nn.Module):
         return self.embed_fused(self.adapters.one(kind, maps))
 
     def text_state(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, h) h_text: the state of the first token of ids (B, L) with their mask."""
-        return self.text(input_ids, attention_mask)[:, 0]
+        """(B, h) h_text: the mean state of the tokens of ids (B, L) with their mask; zeros where there is no token.
+
+        The first token's state alone is nearly the same for all texts in a new transformer, and queries that are all alike are
+        told apart by the age of their keys: contrast with a queue then collapses.
+        """
+        return self.mean_state(self.text(input_ids, attention_mask), attention_mask)
+
+    @staticmethod
+    def mean_state(states: Tensor, mask: Tensor) -> Tensor:
+        """(B, h) mean of states (B, L, h) where their mask (B, L) is 1; zeros where it nowhere is."""
+        weight = mask.to(states.dtype)[..., None]
+        return (states * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, e) unit rows t of ids (B, L) with their mask."""
@@ -259,8 +270,8 @@ class AstreaBackbone(nn.Module):
         return self.embed_image_tokens(self.image_tokens(pixels))
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L, h) of ids (B, L) with their mask."""
-        return self.text(input_ids, attention_mask)
+        """(B, 1, h) of ids (B, L) with their mask: the state that stands for a text."""
+        return self.fusion.text_state(input_ids, attention_mask)[:, None]
 
     def embed_text_states(self, states: Tensor) -> Tensor:
         """(B, e) unit rows of what :meth:`text_states` gives."""
@@ -371,10 +382,10 @@ class AstreaModel(VisionLanguageModel):
         for part in (self.fusion, self.fusion.block, self.fusion.router):
             if part is not None:
                 part.config = new
-        if new.reference:
-            self.own.take_reference()
-        else:
+        if not new.reference:
             self.own.reference = None
+        elif self.own.reference is None:
+            self.own.take_reference()
         return new
 
     @property
@@ -446,11 +457,11 @@ class AstreaModel(VisionLanguageModel):
         if not self.config.router.text or not self.config.routes or question_ids is None or question_mask is None:
             return None
         with torch.no_grad():
-            # one place looks at itself where there is no token, whose state is cleared below
-            shown = question_mask.clone()
-            shown[:, 0] = 1
-            states = self.fusion.text_state(question_ids, shown)
-        return states * (question_mask.sum(1, keepdim=True) > 0).to(states.dtype)
+            # where there is no token the first place looks at itself, and its state is not counted
+            looked_at = question_mask.clone()
+            looked_at[:, 0] = 1
+            states = self.fusion.text(question_ids, looked_at)
+            return self.fusion.mean_state(states, question_mask)
 
     def prefix(self, tokens: Tensor) -> Tensor:
         """(B, N, h_l) input embeddings of the language model, of visual tokens (B, N, d)."""
