@@ -92,11 +92,11 @@ class ImageEncoder(nn.Module):
         """
         from timm.models.vision_transformer import Block, VisionTransformer
 
-        model = self.backbone
+        model: Any = self.backbone
         last = model.blocks[-1]
         if len(model.blocks) < 2 or type(model) is not VisionTransformer or type(last) is not Block:
             return self(pixels)[:, 0]
-        (found,) = model.forward_intermediates(
+        found: Any = model.forward_intermediates(
             self._normalised(pixels),
             indices=[len(model.blocks) - 2],
             return_prefix_tokens=True,
@@ -104,7 +104,7 @@ class ImageEncoder(nn.Module):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        patches, prefix = found
+        ((patches, prefix),) = found
         x = torch.cat([prefix, patches], dim=1)
         x = x[:, :1] + last.drop_path1(last.ls1(last.attn(last.norm1(x))))[:, :1]
         x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))

@@ -131,7 +131,7 @@ def finetune_task(
     if isinstance(train, Questions):  # of which every word is a token, else some could not be told apart
         answers = answers or AnswerList.of(train.answers, recipe.method.answers)
     seconds = 0.0
-    start = model
+    start: VisionLanguageModel | AssignmentModel = model
     if isinstance(model, AssignmentModel):
         if task != "nlvr2" or pairs is not None:
             what = f"{task} starts from a pretrained model" if task != "nlvr2" else "it needs no pairs for that stage"
@@ -140,8 +140,9 @@ def finetune_task(
         start = model = _with_words(model, _grown(model, train, answers))
         if task == "nlvr2" and pairs is not None:
             stage = _assigned(model, pairs, assignment, run_dir / ASSIGNMENT_FOLDER, resume)
-            assert isinstance(stage.method.export_module(), AssignmentModel)
-            start, seconds = stage.method.export_module(), stage.seconds  # type: ignore[assignment]
+            assigned = stage.method.export_module()
+            assert isinstance(assigned, AssignmentModel)
+            start, seconds = assigned, stage.seconds
     run = _train(task, start, train, recipe, run_dir, answers, resume)
     trained = _trained(run)
     scores = measure_task(trained, held_out, train, draws=draws)
