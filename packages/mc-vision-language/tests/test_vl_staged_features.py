@@ -202,12 +202,10 @@ def test_a_batch_has_the_maps_of_its_pictures(tmp_path):
     assert batch["seen"].tolist() == [3, 3, 3]
     assert "bad" not in batch
     done = data.device_transform(batch, BatchRandom(0, 0, torch.arange(3)))
-    assert done["maps"]["detection"].dtype == torch.float32
-    np.testing.assert_array_equal(
-        done["maps"]["detection"].numpy(), kept.maps["detection"][[4, 0, 0]].astype(np.float32)
-    )
+    assert done["map_detection"].dtype == torch.float32
+    np.testing.assert_array_equal(done["map_detection"].numpy(), kept.maps["detection"][[4, 0, 0]].astype(np.float32))
     alone = data.get(9, np.random.default_rng(0))
-    torch.testing.assert_close(alone["maps"]["detection"], batch["maps"]["detection"][0])
+    torch.testing.assert_close(alone["map_detection"], batch["map_detection"][0])
     assert json.dumps(data.describe())
     assert data.advice() == ["a line"]
     with pytest.raises(DataError, match="maps of 5 pictures, there are 4"):

@@ -35,6 +35,7 @@ from mc_core.modules import evaluating
 from mc_core.random import BatchRandom, derive_seed
 from mc_vision_language.augment_config import AugmentConfig
 from mc_vision_language.data.views import ImageViews
+from mc_vision_language.methods.astrea.base import MAP
 
 _log = logging.getLogger("mc_core")
 _MAPS, _META = "maps.f16", "meta.json"
@@ -280,7 +281,10 @@ def _features(expert: Any, view: Tensor) -> Tensor:
 class PictureRows(Protocol):
     """A data set whose samples each have one picture, and which can be asked for all but the picture."""
 
-    views: ImageViews
+    @property
+    def views(self) -> ImageViews:
+        """Of the pictures."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -300,7 +304,8 @@ class PictureRows(Protocol):
 class MapData:
     """A data set with the kept maps of its pictures in place of views; follows the data contract of :mod:`mc_core.data`.
 
-    A batch holds what that of ``data`` holds but for ``view``, and ``maps``: kind → (B, C, H, W) float32.
+    A batch holds what that of ``data`` holds but for ``view``, and a map of each expert, (B, C, H, W) float32, by names such as
+    ``map_detection``.
 
     Args:
         data: whose views are always alike.
@@ -321,15 +326,15 @@ class MapData:
     def get(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One sample, as a batch of one has it."""
         batch = self.get_batch([index], 0, int(rng.integers(1 << 62)))
-        maps = {kind: found[0] for kind, found in batch["maps"].items()}
-        return {name: value[0] for name, value in batch.items() if isinstance(value, Tensor)} | {"maps": maps}
+        return {name: value[0] for name, value in batch.items() if isinstance(value, Tensor)}
 
     def get_batch(self, indices: Sequence[int], epoch: int, seed: int) -> dict[str, Any]:
         """A whole batch; others take the place of samples whose picture could not be read, which are named in ``bad``."""
         rows = np.array(indices, dtype=np.int64)
         bad = self._replaced(rows, epoch, seed) if self.kept.bad else []
         rest = self.data.without_pictures(rows, epoch, seed)
-        found = {**rest, "maps": self.kept.take(self.data.picture_rows(rows))}
+        maps = self.kept.take(self.data.picture_rows(rows))
+        found = rest | {f"{MAP}{kind}": found for kind, found in maps.items()}
         return {**found, "bad": bad} if bad else found
 
     def _replaced(self, rows: np.ndarray, epoch: int, seed: int) -> list[tuple[int, str, str]]:
@@ -345,7 +350,7 @@ class MapData:
 
     def device_transform(self, batch: Mapping[str, Any], random: BatchRandom) -> dict[str, Any]:
         """Maps as 32-bit floats."""
-        return {**batch, "maps": {kind: found.float() for kind, found in batch["maps"].items()}}
+        return {name: value.float() if name.startswith(MAP) else value for name, value in batch.items()}
 
     def advice(self) -> list[str]:
         """As that of the data."""
