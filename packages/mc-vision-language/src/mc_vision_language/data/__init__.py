@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 from mc_core.lazy import attach
 
 if TYPE_CHECKING:
+    from mc_vision_language.data.annotated import AnnotatedPairs, Boxes
+    from mc_vision_language.data.annotated_data import AnnotatedData
+    from mc_vision_language.data.annotated_sources import open_annotated, scene_annotations
     from mc_vision_language.data.captions import clean_caption, names_sides, text_key
+    from mc_vision_language.data.class_masks import ArrayMasks, ClassMasks, DrawnMasks, StoredMasks
     from mc_vision_language.data.images import (
         ArrayImages,
         FileImages,
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
     from mc_vision_language.data.views import ImageViews
 
 _NAMES = {
+    "annotated": ["AnnotatedPairs", "Boxes"],
+    "annotated_data": ["AnnotatedData"],
+    "annotated_sources": ["open_annotated", "scene_annotations"],
+    "class_masks": ["ArrayMasks", "ClassMasks", "DrawnMasks", "StoredMasks"],
     "captions": ["clean_caption", "names_sides", "text_key"],
     "images": ["ArrayImages", "FileImages", "ImageSet", "read_image", "squashed"],
     "options": ["CaptionOptions", "ColumnOptions", "ReadOptions", "SplitOptions"],
@@ -48,10 +56,16 @@ _NAMES = {
 __all__ = [
     "SPLITS",
     "UNDERSTOOD",
+    "AnnotatedData",
+    "AnnotatedPairs",
     "AnswerList",
     "ArrayImages",
+    "ArrayMasks",
+    "Boxes",
     "CaptionOptions",
+    "ClassMasks",
     "ColumnOptions",
+    "DrawnMasks",
     "Entailments",
     "FileImages",
     "HubImages",
@@ -67,16 +81,19 @@ __all__ = [
     "ReadOptions",
     "SplitOptions",
     "Statements",
+    "StoredMasks",
     "TarImages",
     "clean_caption",
     "divide",
     "names_sides",
+    "open_annotated",
     "open_entailments",
     "open_pairs",
     "open_phrases",
     "open_questions",
     "open_statements",
     "read_image",
+    "scene_annotations",
     "scene_entailments",
     "scene_pairs",
     "scene_phrases",

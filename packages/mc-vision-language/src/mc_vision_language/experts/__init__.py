@@ -20,18 +20,28 @@ if TYPE_CHECKING:
         trainable_kinds,
     )
     from mc_vision_language.experts.config import KINDS, NEEDS, ExpertConfig, Kind
+    from mc_vision_language.experts.detection import Detections
+    from mc_vision_language.experts.evaluating import ExpertScores, detection_scores, measure_expert
+    from mc_vision_language.experts.training import expert_data, expert_for, train_expert
 
 __all__ = [
     "KINDS",
     "NEEDS",
+    "Detections",
     "Expert",
     "ExpertConfig",
     "ExpertMethod",
+    "ExpertScores",
     "Kind",
     "TimmGrid",
     "build_expert",
+    "detection_scores",
     "expert_class",
+    "expert_data",
+    "expert_for",
     "load_expert",
+    "measure_expert",
+    "train_expert",
     "trainable_kinds",
 ]
 
@@ -41,5 +51,8 @@ __getattr__, __dir__ = attach(
         "backbone": ["TimmGrid"],
         "base": ["Expert", "ExpertMethod", "build_expert", "expert_class", "load_expert", "trainable_kinds"],
         "config": ["KINDS", "NEEDS", "ExpertConfig", "Kind"],
+        "detection": ["Detections"],
+        "evaluating": ["ExpertScores", "detection_scores", "measure_expert"],
+        "training": ["expert_data", "expert_for", "train_expert"],
     },
 )

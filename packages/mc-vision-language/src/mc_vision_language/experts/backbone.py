@@ -40,7 +40,7 @@ class TimmGrid(nn.Module):
     Attributes:
         num_features: C.
         grid: rows and columns of the map.
-        mean, std: (3, 1, 1), of the normalisation, resolved.
+        constants: mean and std of the normalisation.
 
     Raises:
         ConfigError: no such timm model, one whose features have no place, or whose weights cannot be had.
@@ -63,9 +63,10 @@ class TimmGrid(nn.Module):
         else:
             self.backbone = _timm_model(config, load_pretrained)
             constants = _constants(self.backbone)
-        for name, given, known in (("mean", config.mean, constants[0]), ("std", config.std, constants[1])):
-            values = torch.tensor(given or known, dtype=torch.float64)[:, None, None]
-            self.register_buffer(name, values.to(torch.get_default_dtype()), persistent=False)
+        self.constants = (config.mean or constants[0], config.std or constants[1])
+        for name, values in zip(("mean", "std"), self.constants, strict=True):
+            column = torch.tensor(values, dtype=torch.float64)[:, None, None]
+            self.register_buffer(name, column.to(torch.get_default_dtype()), persistent=False)
         self.num_features, self.grid = self._look()
 
     def forward(self, pixels: Tensor) -> Tensor:

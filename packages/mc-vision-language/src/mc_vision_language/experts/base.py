@@ -75,7 +75,7 @@ class Expert(PictureTextModel):
         if config.kind != self.kind:
             raise ConfigError(f"a configuration of a {config.kind} expert for a {self.kind} expert: take build_expert")
         self.backbone = TimmGrid(config, load_pretrained=load_pretrained)
-        mean, std = (tuple(values.flatten().tolist()) for values in (self.backbone.mean, self.backbone.std))
+        mean, std = self.backbone.constants
         self.config = config.model_copy(update={"mean": mean, "std": std})
         self.num_features, self.grid = self.backbone.num_features, self.backbone.grid
         self.make_head(tokenizer)

@@ -212,7 +212,7 @@ def _average(hit: np.ndarray, positives: int) -> float:
 
 def _official(found: BoxTable, there: BoxTable, classes: np.ndarray) -> np.ndarray:
     """(C, T), by pycocotools."""
-    needed: dict[str, Any] = {"extra": "mc-vision-language[detection]", "purpose": "measure detection as COCO does"}
+    needed: dict[str, Any] = {"extra": "mc-vision-language[metrics]", "purpose": "measure detection as COCO does"}
     coco = require("pycocotools.coco", **needed)
     cocoeval = require("pycocotools.cocoeval", **needed)
 
