@@ -6,6 +6,7 @@ Step t, with θ̄ the moving average after step t − 1 (GrowCLIP, Deng et al. 2
     supernet = E(θ̄), trained a little; held-out losses of the candidates in it     :mod:`mc_vision_language.growing.search`
     a_t  by loss against cost                                                     :func:`mc_core.growth.selection.select_growth`
     θ = m · E(θ̄) + (1 − m) · θ_rand,  θ̄ = E(θ̄)                                      :func:`mc_core.growth.inheriting.inherit`
+          (``inherit_from`` supernet: with the part of the trained supernet that was chosen in place of E(θ̄))
     θ trained on all pairs that have arrived
 
 E is a lossless expansion (:mod:`mc_core.growth.expansion`). The search's updates are taken from those of the step, so that arms
@@ -13,7 +14,7 @@ which do not search have as many in all. A run folder holds::
 
     recipe.yaml  growth.json  tokenizer/  pairs.json  model/       settings, the slices and the steps; the model after the last step
     steps/1-slice-1/train/…                                        what mc_core.fit leaves
-    steps/2-slice-2/search/… selection.json start.json train/… end.safetensors step.json
+    steps/2-slice-2/search/… selection.json searched.safetensors start.json train/… end.safetensors step.json
 
 ``step.json`` is written last and says that a step is done. Interrupted anywhere, the same call goes on to the same bits; slices may
 be added at the end.
@@ -72,7 +73,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mc_core")
 GROWTH_FILE, STEP_FILE = "growth.json", "step.json"
-_SELECTION, _START, _END = "selection.json", "start.json", "end.safetensors"
+_SELECTION, _SEARCHED, _START, _END = "selection.json", "searched.safetensors", "start.json", "end.safetensors"
 # separate the uses of the seed
 _WEIGHTS, _SPACE, _SUPERNET, _SEARCH, _GROWN, _FRESH, _TRAIN, _RANDOM = range(0x6A0, 0x6A8)
 _BACKWARD = 3  # a training update costs three forward passes
@@ -295,6 +296,7 @@ class _Growth:
         write_json(place / STEP_FILE, report)
         for phase in ("search", "train"):
             shutil.rmtree(place / phase / "checkpoints", ignore_errors=True)
+        (place / _SEARCHED).unlink(missing_ok=True)
 
     # the choice
 
@@ -345,6 +347,8 @@ class _Growth:
             seed=self.fit.seed,
         )
         _log.info("%s", _said(selection))
+        if self.growth.inherit_from == "supernet":
+            self._keep_searched(step, averaged, space[selection.name], method)
         drawn_costs = [list(costs.values())[place] for place in method.drawn(self._seed(step, _SEARCH), steps)]
         evaluated = losses.shape[1] * losses.shape[2] * len(batches[0]["input_ids"]) * search_flops(space, self.tokens)
         told = selection.to_dict()
@@ -358,6 +362,15 @@ class _Growth:
             "flops": _BACKWARD * self.fit.batch_size * sum(drawn_costs) + evaluated,
         }
 
+    def _keep_searched(self, step: int, averaged: Towers, spec: ArchSpec, search: GrowthSearch) -> None:
+        """The part of the trained supernet that was chosen, and of its average."""
+        sizes = drawn(averaged, spec, 0), drawn(averaged, search.towers.spec, 0)
+        both = {"towers": search.towers, "averaged": search.averaged}
+        state = {name: Expansion(*sizes).extracted(one).state_dict() for name, one in both.items()}
+        with first_process_first():
+            if rank() == 0:
+                save_state(state, self._place(step) / _SEARCHED)
+
     # the growth
 
     def _method(self, step: int, before: _State | None, spec: ArchSpec) -> GrowCLIP:
@@ -369,9 +382,12 @@ class _Growth:
             towers, averaged, expansion = before.towers, before.averaged, None
         else:
             expansion = self._expansion(before.averaged, spec, derive_seed(self.fit.seed, step, _GROWN))
-            averaged = expansion(before.averaged)
+            averaged = grown = expansion(before.averaged)
+            searched = self._place(step) / _SEARCHED
+            if searched.is_file():
+                grown, averaged = self._loaded(searched, load_state(searched), spec)
             fresh = drawn(before.averaged, spec, derive_seed(self.fit.seed, step, _FRESH))
-            towers = inherit(averaged, fresh, self.inherit)
+            towers = inherit(grown, fresh, self.inherit)
         method = GrowCLIP(self.config, model=self._model(towers))
         method.average.module.load_state_dict(averaged.state_dict())
         if self.growth.optimizer == "expanded" and expansion is not None:
@@ -463,6 +479,11 @@ class _Growth:
     def _load_end(self, step: int, spec: ArchSpec) -> _State:
         path = self._place(step) / _END
         state = load_state(path)
+        towers, averaged = self._loaded(path, state, spec)
+        return _State(towers, averaged, state["optimizer"], state["loss"], state["seconds"])
+
+    def _loaded(self, path: Path, state: Mapping[str, Any], spec: ArchSpec) -> tuple[Towers, Towers]:
+        """θ and θ̄ of a file."""
         found = []
         for name in ("towers", "averaged"):
             towers = self._new_towers(spec, 0)
@@ -472,7 +493,7 @@ class _Growth:
                 reason = str(error).splitlines()[-1].strip()
                 raise CheckpointError(f"{path} does not fit this run ({reason}); use another run folder") from error
             found.append(towers)
-        return _State(found[0], found[1], state["optimizer"], state["loss"], state["seconds"])
+        return found[0], found[1]
 
     def _join_curves(self, reports: list[dict[str, Any]]) -> None:
         """One ``metrics.jsonl`` of all steps, its steps counted from the beginning."""

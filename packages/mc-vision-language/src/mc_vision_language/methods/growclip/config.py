@@ -150,6 +150,9 @@ class GrowthConfig(StrictModel):
     """Share by which a candidate's held-out loss must lie below that of no growth."""
     inherit: float = Field(default=0.9, ge=0, le=1)
     """m: share of the grown average in the new model's weights; the rest is drawn anew. 1: the same function as before."""
+    inherit_from: Literal["average", "supernet"] = "average"
+    """What is inherited: the average of the model before, grown; or what the search trained at the size chosen, so that its updates
+    are not lost."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of a search's and of a training's updates in which the rate rises; in place of `fit.warmup_epochs`."""
     optimizer: Literal["reset", "expanded"] = "reset"
@@ -231,6 +234,11 @@ class GrowCLIPConfig(StrictModel):
         for side in ("image", "text"):
             if not spec.parts[side].blocks + spec.parts["shared"].blocks:
                 raise ValueError(f"{side}_part and shared_part have no block: an {side} needs one at least")
+        if self.growth.inherit_from == "supernet" and self.growth.optimizer == "expanded":
+            raise ValueError(
+                "growth.optimizer expanded takes moments from the model before, growth.inherit_from supernet weights from the "
+                "search: set one of them back (optimizer reset, or inherit_from average)"
+            )
         if not self.growth.blocks and not self.growth.heads and not self.growth.hidden:
             raise ValueError("growth.blocks, growth.heads and growth.hidden are all 0: nothing could grow")
         for name in PARTS:
