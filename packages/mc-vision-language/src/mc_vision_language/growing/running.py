@@ -87,12 +87,13 @@ class Arm:
     """What is done at a growth, to compare with.
 
     Attributes:
-        grows: ``search``: as the method does; ``random``: to a candidate drawn at random, without a search; ``no``: never.
+        grows: ``search``: as the recipe says; ``largest``: to what the budget allows; ``random``: to one drawn at random; both
+            without a search; ``no``: never.
         inherit: m; None: the recipe's.
         restart: begin with new weights in each step.
     """
 
-    grows: Literal["search", "random", "no"] = "search"
+    grows: Literal["search", "largest", "random", "no"] = "search"
     inherit: float | None = None
     restart: bool = False
 
@@ -101,9 +102,11 @@ class Arm:
         return {"grows": self.grows, "inherit": self.inherit, "restart": self.restart}
 
 
+_SHARES = (1.0, 0.9, 0.7, 0.5, 0.0)
 ARMS: dict[str, Arm] = {
     "grown": Arm(),
-    **{f"grown, m={m:g}": Arm(inherit=m) for m in (1.0, 0.9, 0.7, 0.5, 0.0)},
+    **{f"grown, m={m:g}": Arm(inherit=m) for m in _SHARES},
+    **{f"largest, m={m:g}": Arm(grows="largest", inherit=m) for m in _SHARES},
     "random": Arm(grows="random"),
     "fixed": Arm(grows="no", inherit=1.0),
     "restarting": Arm(grows="no", restart=True),
@@ -209,7 +212,7 @@ class _Growth:
             updates = self._updates(slices.train(step))
             slices.held_out(step)
             searching = recipe.method.growth.search_steps(updates)
-            if arm.grows == "search" and step and searching >= updates:
+            if self._searches and step and searching >= updates:
                 raise ConfigError(
                     f"{searching} of {updates} updates would go into the search: train longer (fit.steps, fit.epochs), or set a "
                     "smaller method.growth.search_share or fewer method.growth.evaluations"
@@ -224,6 +227,10 @@ class _Growth:
         lengths = self._data(slices.train(0)).tokens.lengths
         self.tokens = tokens_of(self.config, math.ceil(float(lengths.mean())))
         self.first = self.config.arch()
+
+    @property
+    def _searches(self) -> bool:
+        return self.arm.grows == "search" and self.recipe.method.growth.selector == "score"
 
     def run(self, resume: str) -> GrowthRun:
         self._take_settings(resume)
@@ -309,9 +316,11 @@ class _Growth:
         space = growth_space(
             spec, self.growth, self.tokens, self._budget(step), seed=derive_seed(self.fit.seed, step, _SPACE)
         )
-        if self.arm.grows == "random":
+        if not self._searches:
             larger = [name for name in space if name != CURRENT] or [CURRENT]
             name = larger[derive_seed(self.fit.seed, step, _RANDOM) % len(larger)]
+            if self.arm.grows != "random":
+                name = max(larger, key=lambda one: space[one].flops(self.tokens))
             return {**found, "spec": space[name].to_dict()}
         path = self._place(step) / _SELECTION
         if not path.is_file():

@@ -146,6 +146,9 @@ class GrowthConfig(StrictModel):
     """What the first growth may cost, in costs of the first model, before `beta` raises it."""
     beta: float = Field(default=0.5, ge=0)
     """The budget grows as the data do to this power."""
+    selector: Literal["score", "largest"] = "score"
+    """Which candidate is taken. `score`: by held-out loss against cost, after a search; `largest`: what the budget allows, without
+    one."""
     least_gain: float = Field(default=0.002, ge=0, lt=1)
     """Share by which a candidate's held-out loss must lie below that of no growth."""
     inherit: float = Field(default=0.9, ge=0, le=1)
