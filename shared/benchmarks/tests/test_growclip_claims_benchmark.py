@@ -9,8 +9,10 @@ from mc_benchmarks.growclip_claims import (
     ANEW,
     COLUMNS,
     FIXED,
+    GROWN,
     OVERHEAD,
     ROWS,
+    SEARCHED,
     SETTINGS,
     SIZE,
     STEPS,
@@ -59,9 +61,9 @@ def test_rows_are_kept(tmp_path, monkeypatch):
     assert list(by_name[FIXED]) == COLUMNS
     assert all(0 <= float(str(values[step])) <= 1 for values in by_name.values() for step in STEPS)
     assert by_name[FIXED][OVERHEAD] is by_name[ANEW][OVERHEAD] is None
-    assert by_name["grown, m = 1"][OVERHEAD] is not None
-    assert float(str(by_name[FIXED][SIZE])) <= float(str(by_name["grown at random, m = 0.9"][SIZE]))
-    assert f"grown, m = 1 − {FIXED}" in report.reading
+    assert by_name[SEARCHED][OVERHEAD] is not None
+    assert float(str(by_name[FIXED][SIZE])) <= float(str(by_name["grown at random, m = 1"][SIZE]))
+    assert f"{GROWN} − {FIXED}" in report.reading
 
     def trained_again(*_, **__):
         raise AssertionError("a finished row is trained again")
