@@ -11,6 +11,12 @@ DIGITS = (1, 1)
 """Fewest and most in a scene. What several digits have to do with each other takes longer to learn than a sample may take."""
 SCENE = SceneConfig(scale=(0.6, 0.9), tint=0.0, rotation=5.0, clouds=0.02, texture=0.01, noise=0.01)
 """Plainer than the default: a minute and a half is not enough to see digits through coloured clouds."""
+PLAIN_SIZE = 16
+PLAIN_SCENE = SceneConfig(
+    colors=("black", "white"), scale=(0.8, 1.0), tint=0.0, rotation=5.0, clouds=0.0, texture=0.0, noise=0.0
+)
+"""For samples that several models are trained on: two inks and little else, so that digits are learned in a minute. With more
+colours most of a short training goes into those."""
 COUNTS = {"train": 4000, "validation": 500, "test": 500}
 """Validation scenes are made of the scans of the training scenes, test scenes of those of other writers."""
 

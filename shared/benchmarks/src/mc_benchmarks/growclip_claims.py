@@ -81,7 +81,12 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
         "stop_on_collapse": False,  # a row that learns nothing is a result here
     },
 }
-FIXED, ANEW, GROWN, SEARCHED = "small, as it is", "begun anew with each slice", "grown to the budget, m = 1", "searched, m = 1"
+FIXED, ANEW, GROWN, SEARCHED = (
+    "small, as it is",
+    "begun anew with each slice",
+    "grown to the budget, m = 1",
+    "searched, m = 1",
+)
 ROWS: dict[str, str] = {
     FIXED: "fixed",
     GROWN: "largest, m=1",

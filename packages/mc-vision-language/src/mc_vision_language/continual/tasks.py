@@ -36,15 +36,13 @@ from mc_vision_language.data.p9d import INDUSTRIES, P9D, Labelled
 from mc_vision_language.data.pairs import Pairs, scene_pairs
 from mc_vision_language.data.records import Record, read_records
 from mc_vision_language.data.stored_images import TarImages
-from mc_vision_language.sample import SCENE, SIZE
+from mc_vision_language.sample import PLAIN_SCENE, PLAIN_SIZE
 
 _log = logging.getLogger("mc_core")
 SAMPLE_TASKS = "five tasks of two digits"
 SAMPLE_COUNTS = {"train": 4000, "validation": 1000, "test": 1000}
 """Scenes of all five tasks together. Validation scenes are made of the scans of the training scenes, test scenes of those of other
 writers."""
-SAMPLE_SCENE = SCENE.model_copy(update={"colors": ("red", "blue", "white")})
-"""Few colours, which are soon known in all tasks: what is left to learn, and to forget, are the digits."""
 _P9D = "p9d:"
 _CATEGORY = "category"
 _PARTS = ("train", "test")
@@ -204,12 +202,12 @@ def sample_tasks(*, seed: int = 0, counts: Mapping[str, int] | None = None, reve
         {
             part: digit_scenes(
                 count,
-                size=SIZE,
+                size=PLAIN_SIZE,
                 digits=(1, 1),
                 seed=seed,
                 split="test" if part == "test" else "train",
                 start=starts[part],
-                config=SAMPLE_SCENE,
+                config=PLAIN_SCENE,
             )
             for part, count in given.items()
         }

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from mc_core.samples import DIGITS, DigitScenes, SceneConfig, digit_scenes
+from mc_core.samples import DIGITS, DigitScenes, digit_scenes
 from mc_vision_language.data.images import ArrayImages
 from mc_vision_language.data.labelled import LabelledImages
 from mc_vision_language.data.pairs import Pairs, scene_pairs
+from mc_vision_language.sample import PLAIN_SCENE, PLAIN_SIZE
 
 GROWING_SAMPLE = "plain digits"
-SIZE = 16
-SCENE = SceneConfig(
-    colors=("black", "white"), scale=(0.8, 1.0), tint=0.0, rotation=5.0, clouds=0.0, texture=0.0, noise=0.0
-)
-"""Two inks and little else: with eleven, most of a short training goes into colours."""
 COUNTS = {"train": 2000, "validation": 400, "test": 500}
 """Validation scenes are made of the scans of the training scenes, test scenes of those of other writers."""
 
@@ -30,7 +26,7 @@ def growing_scenes(part: str, *, seed: int = 0, count: int | None = None) -> Dig
     """
     start = COUNTS["train"] if part == "validation" else 0
     split = "test" if part == "test" else "train"
-    return digit_scenes(count or COUNTS[part], size=SIZE, seed=seed, split=split, start=start, config=SCENE)
+    return digit_scenes(count or COUNTS[part], size=PLAIN_SIZE, seed=seed, split=split, start=start, config=PLAIN_SCENE)
 
 
 def growing_pairs(*, seed: int = 0, counts: dict[str, int] | None = None) -> Pairs:
