@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
         "shared_part": {"blocks": 1, "heads": 2, "hidden": 64},
         "dim": 32,
         "temperature": 0.07,
-        "momentum": 0.99,
+        "momentum": 0.9,
         "ids": True,
         "growth": {
             "search_share": 0.1,
