@@ -92,16 +92,17 @@ def prealign_loss(
     return loss + cross * pair_loss(image, target, logit_scale, same)
 
 
-def load_shares(selected: Tensor) -> Tensor:
+def load_shares(selected: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(E,) f: how often each expert is selected, of all selections; sums to 1, without gradient.
 
     Args:
         selected: (…, E) bool.
+        dtype: of the result.
 
     >>> load_shares(torch.tensor([[True, False], [True, True]]))
     tensor([0.6667, 0.3333])
     """
-    count = selected.detach().flatten(0, -2).sum(0)
+    count = selected.flatten(0, -2).sum(0).to(dtype)
     return count / count.sum()
 
 
@@ -118,7 +119,7 @@ def balance_loss(probabilities: Tensor, selected: Tensor) -> Tensor:
     """
     experts = probabilities.shape[-1]
     mean = probabilities.flatten(0, -2).mean(0)
-    return experts * (load_shares(selected).to(mean.dtype) * mean).sum()
+    return experts * (load_shares(selected, mean.dtype) * mean).sum()
 
 
 def importance_loss(probabilities: Tensor) -> Tensor:
