@@ -133,6 +133,8 @@ def test_predictions_from_files_arrays_and_after_saving(kind, scenes, tmp_path):
         assert found.dtype == torch.int64
     elif kind == "detection":
         assert isinstance(found, Detections)
+    (alone,) = [expert.predict(tmp_path / "0.png")]
+    assert len(alone[0] if isinstance(alone, tuple) else alone) == 1
     with pytest.raises(BadSampleError, match="missing"):
         expert.predict([tmp_path / "missing.png"])
     with pytest.raises(DataError, match="no pictures"):

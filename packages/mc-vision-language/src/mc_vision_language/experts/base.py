@@ -10,6 +10,7 @@ Legend: B pictures, S side in pixels, C features, H × W places of a map.
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ class Expert(PictureTextModel):
         """What the expert says of pictures.
 
         Args:
-            pictures: paths, PIL images or arrays (H, W, 3); or all as one (B, 3, H, W), uint8 or floats in [0, 1].
+            pictures: a path; paths, PIL images or arrays (H, W, 3); or all as one (B, 3, H, W), uint8 or floats in [0, 1].
             batch_size: pictures at once.
 
         Returns:
@@ -144,6 +145,8 @@ class Expert(PictureTextModel):
         Raises:
             BadSampleError: a file that is no picture.
         """
+        if isinstance(pictures, (str, os.PathLike)):
+            pictures = [pictures]
         with evaluating(self):
             found = [
                 self.predicted(self.features(self.pixels_of(pictures[start : start + batch_size])))

@@ -80,7 +80,7 @@ def expert_data(
         expert.tokenizer,
         augment=augment,
         size=size or expert.image_size,
-        max_length=language.answer_length + (language.start_id is not None),
+        max_length=language.answer_length - 1 + (language.start_id is not None),  # and the end, which is added
     )
 
 
