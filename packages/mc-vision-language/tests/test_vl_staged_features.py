@@ -17,6 +17,7 @@ from mc_core.random import BatchRandom
 from mc_vision_language.augment_config import AugmentConfig
 from mc_vision_language.data.images import ArrayImages, FileImages
 from mc_vision_language.data.views import ImageViews
+from mc_vision_language.methods.astrea.adapters import on_grid
 from mc_vision_language.staged import features
 from mc_vision_language.staged.features import KeptMaps, MapData, keep_maps, weights_fingerprint
 
@@ -101,6 +102,20 @@ def test_each_picture_is_looked_at_once_and_again_only_for_other_weights_picture
     rows, random = np.arange(10), BatchRandom(0, 0, torch.arange(10))
     both = [one.view(one.batch(rows, rows, 0, 0), random) for one in (views(), views(augment=None))]
     torch.testing.assert_close(both[0], both[1], atol=1e-6, rtol=0)
+
+
+def test_maps_finer_than_the_grid_are_kept_as_the_fusion_will_see_them(tmp_path):
+    made = experts()  # maps of 4 x 4
+    whole = keep_maps(made, views(), tmp_path)
+    finer = keep_maps(made, views(), tmp_path, grid=8)
+    coarse = keep_maps(made, views(), tmp_path, grid=2)
+    rows = np.arange(10)
+    np.testing.assert_array_equal(finer.maps["detection"], whole.maps["detection"])
+    full = {kind: found.float() for kind, found in whole.take(rows).items()}
+    expected = on_grid(full, whole.features, 2)
+    for kind, found in coarse.take(rows).items():
+        assert found.shape[2:] == (2, 2)
+        torch.testing.assert_close(found.float(), expected[kind], atol=2e-3, rtol=1e-3)
 
 
 def test_an_interrupted_work_goes_on_where_it_was_to_the_same_bits(tmp_path, monkeypatch):

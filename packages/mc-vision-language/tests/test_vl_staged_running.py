@@ -15,6 +15,7 @@ from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.files import read_json, read_jsonl
 from mc_vision_language.data.annotated import AnnotatedPairs
 from mc_vision_language.experts.base import load_expert
+from mc_vision_language.methods.astrea.adapters import on_grid
 from mc_vision_language.methods.astrea.model import AstreaModel, load_astrea
 from mc_vision_language.model import load_vision_language_model
 from mc_vision_language.staged import features, running
@@ -282,14 +283,16 @@ def test_kept_maps_train_as_views_that_are_always_alike_do_but_for_rounding(pict
     # the two runs count their stages differently, and so draw other weights: compared is what a batch holds
     model = kept.model
     data = JointData(pictures.part("train"), model.tokenizer, augment=settings.augment, max_length=16)
-    both = MapData(data, features.keep_maps(dict(model.own.experts.items()), data.views, tmp_path / "kept" / "maps"))
+    experts = dict(model.own.experts.items())
+    both = MapData(data, features.keep_maps(experts, data.views, tmp_path / "kept" / "maps", grid=4))
     first, second = data.get_batch([5, 2], 1, 7), both.get_batch([5, 2], 1, 7)
     for name in ("input_ids", "attention_mask", "image_ids", "text_ids"):
         assert torch.equal(first[name], second[name])
     from mc_core.random import BatchRandom
 
     view = data.device_transform(first, BatchRandom(7, 1, torch.tensor([5, 2])))["view"]
-    for kind, found in model.own.maps(view).items():
+    shown = on_grid(model.own.maps(view), model.fusion.block.features, 4)
+    for kind, found in shown.items():
         torch.testing.assert_close(found, second[f"map_{kind}"].float(), atol=3e-3, rtol=2e-3)
     assert plain.stages[-1]["steps"] == 3
 

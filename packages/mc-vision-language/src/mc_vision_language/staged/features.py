@@ -35,6 +35,7 @@ from mc_core.modules import evaluating
 from mc_core.random import BatchRandom, derive_seed
 from mc_vision_language.augment_config import AugmentConfig
 from mc_vision_language.data.views import ImageViews
+from mc_vision_language.methods.astrea.adapters import to_grid
 from mc_vision_language.methods.astrea.base import MAP
 
 _log = logging.getLogger("mc_core")
@@ -84,6 +85,7 @@ def keep_maps(
     views: ImageViews,
     folder: Path | str,
     *,
+    grid: int | None = None,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     workers: int | None = None,
@@ -94,6 +96,7 @@ def keep_maps(
         experts: kind → module with ``features(view) → (B, C, H, W)`` and ``config``; in evaluation mode meanwhile.
         views: of the pictures, always alike.
         folder: of all kept maps.
+        grid: side of the grid that maps are brought to afterwards: finer ones are kept at that size.
         batch_size: pictures at once.
         device: where experts run.
         workers: processes that decode pictures; default: as for training.
@@ -108,12 +111,12 @@ def keep_maps(
             "augment.rand_augment 0, or let the experts look anew at each step"
         )
     folder = Path(folder)
-    places = {kind: folder / f"{kind}-{_key(expert, views)}" for kind, expert in experts.items()}
+    places = {kind: folder / f"{kind}-{_key(expert, views, grid)}" for kind, expert in experts.items()}
     with first_process_first():
         missing = {kind: place for kind, place in places.items() if not (place / _META).is_file()}
         if missing and rank() == 0:
             with locked(folder):
-                _compute(experts, views, missing, batch_size, torch.device(device), workers)
+                _compute(experts, views, missing, grid, batch_size, torch.device(device), workers)
     maps, bad = {}, {}
     for kind, place in places.items():
         meta = read_json(place / _META)
@@ -132,10 +135,10 @@ def weights_fingerprint(module: nn.Module) -> str:
     return fingerprint(told, list(state), *raw)
 
 
-def _key(expert: nn.Module, views: ImageViews) -> str:
+def _key(expert: nn.Module, views: ImageViews, grid: int | None) -> str:
     seen = {name: value for name, value in views.describe().items() if name not in ("location", "augment")}
     backbone = getattr(expert, "backbone", expert)  # what a head says does not matter
-    return fingerprint(weights_fingerprint(backbone), repr(sorted(seen.items())))[:16]
+    return fingerprint(weights_fingerprint(backbone), repr(sorted(seen.items())), grid)[:16]
 
 
 class _Pictures:
@@ -217,6 +220,7 @@ def _compute(
     experts: Mapping[str, nn.Module],
     views: ImageViews,
     places: Mapping[str, Path],
+    grid: int | None,
     batch_size: int,
     device: torch.device,
     workers: int | None,
@@ -232,7 +236,7 @@ def _compute(
         try:
             blank = torch.zeros(1, 3, views.size, views.size, device=device)
             for kind, writer in writers.items():
-                writer.begin(tuple(_features(experts[kind], blank).shape[1:]))
+                writer.begin(tuple(_features(experts[kind], blank, grid).shape[1:]))
                 stack.callback(writer.file.close)  # type: ignore[union-attr]
             start = min(writer.rows for writer in writers.values()) // batch_size * batch_size
             for batch in in_order(data, batch_size=batch_size, workers=workers, start=start):
@@ -241,7 +245,7 @@ def _compute(
                 reasons |= {row: (name, reason) for row, name, reason in batch.get("bad", [])}
                 for kind, writer in writers.items():
                     if writer.rows < first + size:
-                        writer.write(first, _rows(experts[kind], views, batch, first, size, device, writer.shape))
+                        writer.write(first, _rows(experts[kind], views, batch, first, size, device, writer.shape, grid))
             if len(reasons) == count:
                 name, reason = reasons[0]
                 raise DataError(f"no picture can be read, the first is {name}: {reason}")
@@ -259,6 +263,7 @@ def _rows(
     size: int,
     device: torch.device,
     shape: tuple[int, ...] | None,
+    grid: int | None,
 ) -> Tensor:
     """(size, C, H, W) of a batch; what could not be read is not a number."""
     assert shape is not None
@@ -266,7 +271,7 @@ def _rows(
     if not len(index):
         return torch.full((size, *shape), torch.nan)
     view = views.view({"image": batch["image"].to(device)}, BatchRandom(0, 0, index.to(device)))
-    found = _features(expert, view).float()
+    found = _features(expert, view, grid)
     if len(index) == size:
         return found
     whole = found.new_full((size, *shape), torch.nan)
@@ -274,8 +279,11 @@ def _rows(
     return whole
 
 
-def _features(expert: Any, view: Tensor) -> Tensor:
-    return expert.features(view)
+def _features(expert: Any, view: Tensor, grid: int | None) -> Tensor:
+    found = expert.features(view).float()
+    if grid is None or max(found.shape[2:]) <= grid:
+        return found
+    return to_grid(found, grid)
 
 
 class PictureRows(Protocol):

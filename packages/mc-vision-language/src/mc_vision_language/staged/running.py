@@ -411,7 +411,8 @@ class _Run:
         if not always_alike(self.recipe.augment):
             return data
         experts: dict[str, nn.Module] = {kind: model.own.experts[kind] for kind in self.config.kinds}
-        kept = keep_maps(experts, self.joint_data.views, self.maps, device=pick_device(self.fit.device))
+        device, grid = pick_device(self.fit.device), self.config.grid
+        kept = keep_maps(experts, self.joint_data.views, self.maps, grid=grid, device=device)
         return MapData(data, kept)
 
     def _model_after(self, stage: Stage) -> AstreaModel:
