@@ -274,10 +274,84 @@ def test_arms_share_their_beginning_and_their_number_of_updates(finished, tmp_pa
         "grown, m=0.7",
         "grown, m=0.5",
         "grown, m=0",
+        *(f"largest, m={m}" for m in ("1", "0.9", "0.7", "0.5", "0")),
         "random",
         "fixed",
         "restarting",
     }
+
+
+def test_the_largest_is_taken_without_a_search_where_that_is_asked_for(tmp_path):
+    arm = run_growth(recipe(), slices(), tmp_path / "arm", arm="largest, m=1")
+    chosen = run_growth(recipe(selector="largest", inherit=1.0), slices(), tmp_path / "selector")
+    spec = ArchSpec.from_dict(arm.steps[1]["spec"])
+    first = ArchSpec.from_dict(arm.steps[0]["spec"])
+    config = GrowCLIPConfig.model_validate(read_yaml(tmp_path / "arm")["method"])
+    assert first.flops(tokens_of(config, 4)) < spec.flops(tokens_of(config, 4))
+    for run in (arm, chosen):
+        assert run.steps[1]["selection"] is None
+        assert run.steps[1]["updates"] == {"search": 0, "train": STEPS}
+        assert run.steps[1]["spec"] == arm.steps[1]["spec"]
+    searched = run_growth(recipe(), slices(), tmp_path / "searched")  # which takes the dearest here
+    costs = {row["name"]: row["cost"] for row in searched.steps[1]["selection"]["candidates"]}
+    dearest = max(costs, key=lambda name: costs[name])
+    assert arm.steps[1]["flops"] == costs[dearest]
+    assert_same_end(tmp_path / "arm", tmp_path / "selector", 2)
+
+
+def test_what_the_search_trained_can_be_inherited(tmp_path, monkeypatch):
+    seen, searches = [], []
+    monkeypatch.setattr(running._Growth, "_fit", spy(running._Growth._fit, seen))
+    keep = running._Growth._keep_searched
+
+    def watched(self, step, averaged, spec, search):
+        searches.append((spec, {name: value.clone() for name, value in search.state_dict().items()}, search.candidates))
+        keep(self, step, averaged, spec, search)
+
+    monkeypatch.setattr(running._Growth, "_keep_searched", watched)
+    settings = recipe(inherit=1.0, inherit_from="supernet")
+    run_growth(settings, slices(), tmp_path / "run", measure=figures)
+    ((spec, supernet, _),) = searches
+    begun = next(state for step, use, state in seen if step == 1 and use == running._TRAIN)
+    config = GrowCLIPConfig.model_validate(read_yaml(tmp_path / "run")["method"])
+    for place, ours in (("model.backbone", "model.backbone"), ("average.module", "average.module")):
+        large = {name: value for name, value in supernet.items() if name.startswith(f"{place}.")}
+        small = {name: value for name, value in begun.items() if name.startswith(f"{ours}.")}
+        assert large.keys() >= small.keys()
+        towers, alone = Towers(config.at(_largest_of(large, config, spec))), Towers(config.at(spec))
+        towers.load_state_dict({name.removeprefix(f"{place}."): value for name, value in large.items()})
+        alone.load_state_dict({name.removeprefix(f"{ours}."): value for name, value in small.items()})
+        images = torch.from_numpy(tiny.pairs().images.array[:3]).float() / 255
+        with torch.no_grad():
+            expected = towers.eval().embed_images(images, spec.parts)
+            torch.testing.assert_close(alone.eval().embed_images(images), expected, rtol=0, atol=1e-6)
+    assert not torch.equal(begun["model.backbone.logit_scale"], end_of(tmp_path / "run", 1)["averaged"]["logit_scale"])
+    assert not list(tmp_path.glob("run/steps/*/searched.safetensors"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "inherit", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run_growth(settings, slices(), tmp_path / "cut", measure=figures)
+    assert list(tmp_path.glob("cut/steps/2-*/searched.safetensors"))
+    run_growth(settings, slices(), tmp_path / "cut", measure=figures)
+    assert len(searches) == 2  # the search was not made again
+    assert_same_end(tmp_path / "run", tmp_path / "cut", 2)
+    with pytest.raises(ValueError, match="takes moments from the model before"):
+        recipe(inherit_from="supernet", optimizer="expanded")
+
+
+def _largest_of(state: dict, config: GrowCLIPConfig, spec: ArchSpec) -> ArchSpec:
+    """The sizes of towers, read off their weights."""
+    parts = {}
+    for name in ("image", "text", "shared"):
+        rows = {key: value for key, value in state.items() if f".blocks.{name}." in key}
+        blocks = 1 + max(int(key.split(f".blocks.{name}.")[1].split(".")[0]) for key in rows)
+        first = next(key for key in rows if key.endswith(f"{name}.0.qkv.weight"))
+        hidden = next(value for key, value in rows.items() if key.endswith(f"{name}.0.fc1.weight"))
+        parts[name] = dataclasses.replace(
+            spec.parts[name], blocks=blocks, heads=len(rows[first]) // 3 // config.head_width, hidden=len(hidden)
+        )
+    return dataclasses.replace(spec, parts=parts)
 
 
 def test_a_fixed_model_goes_on_and_a_restarting_one_begins_anew(tmp_path, monkeypatch):
