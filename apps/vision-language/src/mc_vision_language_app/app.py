@@ -16,6 +16,7 @@ from mc_vision_language.data.options import ReadOptions, SplitOptions
 from mc_vision_language.methods import METHODS
 from mc_vision_language.methods.growclip.config import GrowCLIPConfig
 from mc_vision_language.recipe import system_of
+from mc_vision_language_app.astrea_options import AstreaSettings
 from mc_vision_language_app.pair_options import PairOptions
 from mc_vision_language_app.task_options import TaskOptions
 
@@ -39,6 +40,16 @@ _Json = Annotated[bool, Parameter(name="--json", negative=())]
 _Device = Literal["auto", "cpu", "cuda"]
 _Pairs = Annotated[PairOptions | None, Parameter(name="*", group=_PAIRS, show_default=False)]
 _Task = Literal["retrieval", "vqa", "nlvr2", "entailment", "grounding"]
+
+
+astrea = App(
+    name="astrea",
+    help="Four experts whose views a router weighs (Astrea): train them in stages, ask, look at what counts.",
+    default_parameter=Parameter(negative_iterable=()),
+    help_format="plaintext",
+)
+app.command(astrea)
+_Stage = Literal["experts", "prealign", "joint", "instruct"]
 
 
 def run(arguments: Sequence[str]) -> Any:
@@ -550,6 +561,203 @@ def continual(
             print_recipe=print_recipe,
             sections={"unit": unit, "split": split, "augment": augment, "fit": fit},
         )
+    )
+
+
+@astrea.default
+@astrea.command(name="train")
+def astrea_train(
+    source: str | None = None,
+    /,
+    *,
+    pairs: _Pairs = None,
+    recipe: str | None = None,
+    out: Path | None = None,
+    stage: list[_Stage] | None = None,
+    expert: list[str] | None = None,
+    beside: bool | None = None,
+    batch: int | None = None,
+    draws: int = 1000,
+    json: _Json = False,
+    print_recipe: Annotated[bool, Parameter(negative=())] = False,
+    split: Annotated[SplitOptions | None, Parameter(name="split", group=_READING, show_default=False)] = None,
+    augment: Annotated[AugmentConfig | None, Parameter(name="augment", group=_AUGMENT, show_default=False)] = None,
+    fit: Annotated[Fit | None, Parameter(name="fit", group=_FIT, show_default=False)] = None,
+    method: Annotated[AstreaSettings | None, Parameter(name="method", group=_METHOD, show_default=False)] = None,
+) -> None:
+    """Train experts, align them, train a router over them by momentum contrast, and teach a language model to read the result.
+
+    Run the same command again after an interruption: it goes on where the run was, at any stage and step.
+
+    Args:
+        source: Pictures with captions and what else is known of them: tar or WebDataset shards with objects, masks and questions, a
+            folder or file of COCO's instances, or whatever pretrain takes. Experts without annotations are left out, and named.
+            Without it: scenes of handwritten digits with everything.
+        recipe: astrea, or astrea-laptop for a small CPU; a YAML file or a run folder.
+            Default: astrea, or astrea-laptop for the digit scenes.
+        out: Run folder. Default: runs/RECIPE-DATA.
+        stage: Only this stage: experts, prealign, joint or instruct; repeat for several. Default: all that are on.
+        expert: A ready one as KIND=FOLDER, trained elsewhere; repeat for several.
+        beside: Also train the expert that counts most alone, and all with uniform weights, with as many updates.
+            Default: for the digit scenes.
+        batch: Pictures of an optimizer step (as --fit.batch-size).
+        draws: Of the bootstrap over pictures.
+        json: Print the result as one JSON object instead of tables.
+        print_recipe: Print the recipe with all options in place, and do nothing.
+    """
+    from mc_vision_language_app.astrea import AstreaOptions, run_train
+
+    run_train(
+        AstreaOptions(
+            source=source,
+            pairs=pairs or PairOptions(),
+            recipe=recipe,
+            out=out,
+            stages=stage or [],
+            experts=expert or [],
+            beside=beside,
+            batch=batch,
+            draws=draws,
+            json=json,
+            print_recipe=print_recipe,
+            sections={"split": split, "augment": augment, "fit": fit, "method": method},
+        )
+    )
+
+
+@astrea.command(name="evaluate")
+def astrea_evaluate(
+    run: Path,
+    source: str | None = None,
+    /,
+    *,
+    pairs: _Pairs = None,
+    part: Literal["test", "validation", "train", "all"] | None = None,
+    mode: Literal["generate", "rank"] = "generate",
+    draws: int = 1000,
+    device: _Device = "auto",
+    json: _Json = False,
+) -> None:
+    """Measure a run on pictures held out: what it finds, answers and writes.
+
+    Args:
+        run: Run folder of astrea, or its model.
+        source: Pictures, as for train. Default: the digit scenes, for a run that was trained on them.
+        part: Of the split. Default: test for the data that the run was trained on, all for others.
+        mode: Answer in free words, or rank the training answers.
+        draws: Of the bootstrap over pictures.
+        device: Where to compute.
+        json: Print one JSON object instead of tables.
+    """
+    from mc_vision_language_app.astrea import run_evaluate
+
+    run_evaluate(run, source, pairs or PairOptions(), part=part, mode=mode, draws=draws, device=device, as_json=json)
+
+
+@astrea.command(name="ask")
+def astrea_ask(
+    run: Path,
+    photo: Path,
+    question: str,
+    /,
+    *,
+    answers: Path | None = None,
+    device: _Device = "auto",
+    json: _Json = False,
+) -> None:
+    """Answer a question about an image.
+
+    Args:
+        run: Run folder of astrea, or its model.
+        photo: The image.
+        question: Such as "which digit is red?".
+        answers: File of answers to choose from, one in each line. Default: an answer in free words.
+        device: Where to compute.
+        json: Print one JSON object instead of a line.
+    """
+    from mc_vision_language_app.astrea import run_ask
+
+    run_ask(run, photo, question, answers=answers, device=device, as_json=json)
+
+
+@astrea.command(name="caption")
+def astrea_caption(run: Path, /, *photos: Path, device: _Device = "auto", json: _Json = False) -> None:
+    """Write a caption of each image.
+
+    Args:
+        run: Run folder of astrea, or its model.
+        photos: The images.
+        device: Where to compute.
+        json: Print one JSON object instead of lines.
+    """
+    from mc_vision_language_app.astrea import run_caption
+
+    run_caption(run, photos, device=device, as_json=json)
+
+
+@astrea.command(name="inspect")
+def astrea_inspect(
+    run: Path,
+    source: str | None = None,
+    /,
+    *,
+    pairs: _Pairs = None,
+    out: Path | None = None,
+    device: _Device = "auto",
+    json: _Json = False,
+) -> None:
+    """Show how much each expert counts, where in a picture, how that came about, and what is lost without it.
+
+    Args:
+        run: Run folder of astrea, or its model.
+        source: Folder, tar or list of images. Default: the digit scenes, for a run that was trained on them.
+        out: Folder of the pictures to write. Default: RUN/inspect.
+        device: Where to compute.
+        json: Print one JSON object instead of tables.
+    """
+    from mc_vision_language_app.astrea import run_inspect
+
+    run_inspect(run, source, pairs or PairOptions(), out=out, device=device, as_json=json)
+
+
+@astrea.command(name="ablate")
+def astrea_ablate(
+    source: str | None = None,
+    /,
+    *,
+    pairs: _Pairs = None,
+    recipe: str = "astrea-laptop",
+    out: Path | None = None,
+    seeds: int = 3,
+    row: list[str] | None = None,
+    steps: int | None = None,
+    answers: Annotated[bool, Parameter(negative=())] = False,
+    json: _Json = False,
+) -> None:
+    """What each part is worth on these pictures, at equal updates: experts, ways to fuse them, queue, pre-alignment, shortcut.
+
+    Args:
+        source: Pictures, as for train. Without it: the digit scenes.
+        recipe: What every row starts from, by name or file.
+        out: Folder of the rows; those that are done are kept. Default: runs/astrea-ablation-DATA.
+        seeds: Experts, weights and order of their own.
+        row: Only this one, such as "uniform weights" or "without detection"; repeat for several. Default: all.
+        steps: Optimizer steps of joint training. Default: the recipe's.
+        answers: Also train the language model in each row, and measure answers.
+        json: Print one JSON object instead of a table.
+    """
+    from mc_vision_language_app.astrea import run_ablate
+
+    run_ablate(
+        source,
+        pairs or PairOptions(),
+        recipe=recipe,
+        out=out,
+        seeds=seeds,
+        rows=row or [],
+        steps=steps,
+        answers=answers,
+        as_json=json,
     )
 
 

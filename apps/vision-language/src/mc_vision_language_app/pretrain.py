@@ -53,6 +53,8 @@ def run_pretrain(options: PretrainOptions) -> None:
     clock = Clock()
     name = options.recipe or ("albef-laptop" if options.source is None else "albef")
     recipe = resolve_recipe(name, changes_of(options.sections, options.batch))
+    if recipe.system == "astrea":
+        raise ConfigError(f"--recipe {name}: astrea has experts and is trained in stages: mc-vision-language astrea")
     if options.print_recipe:
         sys.stdout.write(to_yaml(recipe))
         return

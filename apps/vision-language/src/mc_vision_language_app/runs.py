@@ -24,6 +24,7 @@ from mc_vision_language.methods import METHODS
 from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
 from mc_vision_language.recipe import Recipe, resolve_recipe, system_of
 from mc_vision_language.sample import SAMPLE, sample_pairs
+from mc_vision_language.staged.sample import STAGED_SAMPLE, staged_sample
 from mc_vision_language.tasks.nlvr2 import AssignmentModel
 from mc_vision_language.tasks.training import load_task_model
 from mc_vision_language.tokenizers import load_tokenizer
@@ -32,7 +33,7 @@ from mc_vision_language_app.pair_options import PairOptions
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 COMMAND = "mc-vision-language pretrain"
-SAMPLES = {SAMPLE: sample_pairs, GROWING_SAMPLE: growing_pairs}
+SAMPLES = {SAMPLE: sample_pairs, GROWING_SAMPLE: growing_pairs, STAGED_SAMPLE: lambda: staged_sample().pairs}
 """By the name that a run remembers."""
 _TASK_OF_CLASS = {
     "mc_vision_language.tasks.vqa:VQAModel": "vqa",
@@ -60,8 +61,8 @@ class OpenedRun:
     device: torch.device
 
     def untrained(self) -> VisionLanguageModel | None:
-        """What the run started from; None for a saved model, which does not say."""
-        if self.recipe is None:
+        """What the run started from; None for a saved model, which does not say, and for a run of several stages."""
+        if self.recipe is None or self.recipe.system == "astrea":
             return None
         return untrained_model(self.recipe, self.model.tokenizer).to(self.device)
 

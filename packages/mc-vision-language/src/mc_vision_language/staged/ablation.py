@@ -157,8 +157,10 @@ def run_arm(
     wanted = arm.only or arm.without
     if wanted is not None and wanted not in trained.experts:
         raise ConfigError(f"row '{arm.name}': the pictures have nothing to train a {wanted} expert on")
-    ready = {kind: place / _EXPERTS / "stages" / f"0-{kind}" / "train" for kind in trained.experts}
-    ready = {kind: where for kind, where in ready.items() if where.is_dir() and kind in recipe.method.kinds}
+    every = {kind: place / _EXPERTS / "stages" / f"0-{kind}" / "train" for kind in trained.experts}
+    ready: dict[str, Path] = {
+        kind: where for kind, where in every.items() if where.is_dir() and kind in recipe.method.kinds
+    }
     stages: list[StageKind] = ["prealign", "joint", *(("instruct",) if answers else ())]
     result = run_astrea(recipe, data, at, stages=stages, experts=ready, maps=place / _MAPS, source=source)
     assert result.model is not None

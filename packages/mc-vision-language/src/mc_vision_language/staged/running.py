@@ -272,19 +272,20 @@ class _Run:
             raise ConfigError(f"no stage is asked for: choose among {', '.join(STAGES)}")
 
     def go(self, resume: str) -> StagedRun:
+        last = max(STAGES.index(name) for name in self.wanted)  # type: ignore[arg-type]
+        for stage in self.plan:  # before anything is written
+            if STAGES.index(stage.kind) <= last and stage.kind not in self.wanted and self._done(stage) is None:
+                raise ConfigError(self._unready(stage, last))
         self._take_run(resume)
         for line in self.left_out if rank() == 0 else ():
             _log.warning("%s", line)
         reports: list[dict[str, Any]] = []
         before: Stage | None = None
-        last = max(STAGES.index(name) for name in self.wanted)  # type: ignore[arg-type]
         for stage in self.plan:
             if STAGES.index(stage.kind) > last:
                 break
             report = self._done(stage)
             if report is None:
-                if stage.kind not in self.wanted:
-                    raise ConfigError(self._unready(stage, last))
                 self._do(stage, before, reports)
                 report = read_json(self._place(stage) / STAGE_FILE)
             reports.append(report)
