@@ -58,7 +58,9 @@ def run(arguments: Sequence[str]) -> Any:
     if "pretrain" in app:  # of an earlier call in this process
         del app["pretrain"]
     named = value_of(arguments, "--recipe") if arguments[:1] == ["pretrain"] else None
-    app.command(_pretrain_command(METHODS.config_class(system_of(named or "albef"))), name="pretrain")
+    system = system_of(named or "albef")
+    config = AstreaSettings if system == "astrea" else METHODS.config_class(system)
+    app.command(_pretrain_command(config), name="pretrain")
     return call_app(app, arguments)
 
 
