@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mc_vision_language.growing import GrowthRun, arriving, run_growth, sliced
     from mc_vision_language.methods import METHODS
     from mc_vision_language.methods.albef import ALBEF, ALBEFConfig
+    from mc_vision_language.methods.astrea import AstreaConfig, AstreaJoint, AstreaModel, load_astrea
     from mc_vision_language.methods.growclip import GrowCLIP, GrowCLIPConfig, GrowCLIPModel
     from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
     from mc_vision_language.recipe import resolve_recipe
@@ -74,6 +75,7 @@ _NAMES = {
     "growing": ["GrowthRun", "arriving", "run_growth", "sliced"],
     "methods": ["METHODS"],
     "methods.albef": ["ALBEF", "ALBEFConfig"],
+    "methods.astrea": ["AstreaConfig", "AstreaJoint", "AstreaModel", "load_astrea"],
     "methods.growclip": ["GrowCLIP", "GrowCLIPConfig", "GrowCLIPModel"],
     "model": ["VisionLanguageModel", "load_vision_language_model"],
     "recipe": ["resolve_recipe"],
@@ -89,6 +91,9 @@ __all__ = [
     "METHODS",
     "ALBEFConfig",
     "ArrayImages",
+    "AstreaConfig",
+    "AstreaJoint",
+    "AstreaModel",
     "AugmentConfig",
     "CaptionOptions",
     "ColumnOptions",
@@ -120,6 +125,7 @@ __all__ = [
     "finetune_task",
     "ground",
     "heat_map",
+    "load_astrea",
     "load_task_model",
     "load_tokenizer",
     "load_vision_language_model",
