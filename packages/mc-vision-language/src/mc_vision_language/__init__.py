@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mc_vision_language.evaluation.retrieval import RetrievalResult, retrieval
     from mc_vision_language.evaluation.zero_shot import ZeroShotResult, class_embeddings, zero_shot
     from mc_vision_language.growing import GrowthRun, arriving, run_growth, sliced
+    from mc_vision_language.language import LanguageModel
+    from mc_vision_language.language_config import LanguageConfig
     from mc_vision_language.methods import METHODS
     from mc_vision_language.methods.albef import ALBEF, ALBEFConfig
     from mc_vision_language.methods.astrea import AstreaConfig, AstreaJoint, AstreaModel, load_astrea
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from mc_vision_language.recipe import resolve_recipe
     from mc_vision_language.sample import sample_pairs
     from mc_vision_language.search import SearchIndex, captions_for
+    from mc_vision_language.staged.running import StagedRun, run_astrea
     from mc_vision_language.tasks import finetune_task, ground, heat_map, load_task_model, resolve_task_recipe
     from mc_vision_language.tokenizers import load_tokenizer, train_tokenizer
     from mc_vision_language.training import pretrain_pairs
@@ -73,6 +76,8 @@ _NAMES = {
     "evaluation.retrieval": ["RetrievalResult", "retrieval"],
     "evaluation.zero_shot": ["ZeroShotResult", "class_embeddings", "zero_shot"],
     "growing": ["GrowthRun", "arriving", "run_growth", "sliced"],
+    "language": ["LanguageModel"],
+    "language_config": ["LanguageConfig"],
     "methods": ["METHODS"],
     "methods.albef": ["ALBEF", "ALBEFConfig"],
     "methods.astrea": ["AstreaConfig", "AstreaJoint", "AstreaModel", "load_astrea"],
@@ -81,6 +86,7 @@ _NAMES = {
     "recipe": ["resolve_recipe"],
     "sample": ["sample_pairs"],
     "search": ["SearchIndex", "captions_for"],
+    "staged.running": ["StagedRun", "run_astrea"],
     "tasks": ["finetune_task", "ground", "heat_map", "load_task_model", "resolve_task_recipe"],
     "tokenizers": ["load_tokenizer", "train_tokenizer"],
     "training": ["pretrain_pairs"],
@@ -105,12 +111,15 @@ __all__ = [
     "ImageEncoderConfig",
     "ImageSet",
     "LabelledImages",
+    "LanguageConfig",
+    "LanguageModel",
     "PairData",
     "Pairs",
     "ReadOptions",
     "RetrievalResult",
     "SearchIndex",
     "SplitOptions",
+    "StagedRun",
     "TarImages",
     "TextEncoderConfig",
     "VisionLanguageConfig",
@@ -140,6 +149,7 @@ __all__ = [
     "resolve_recipe",
     "resolve_task_recipe",
     "retrieval",
+    "run_astrea",
     "run_growth",
     "sample_pairs",
     "scene_pairs",
