@@ -30,7 +30,7 @@ def test_resampling_interpolates_between_places_and_averages_when_it_shrinks():
     assert to_grid(one, 2) is one
     assert to_grid(one.half(), 2).dtype == torch.float32
     fine = torch.zeros(1, 1, 8, 8)
-    fine[0, 0, 1, 1] = 16.0  # plain interpolation to 2 × 2 would look at places 1.5 and 5.5 alone
+    fine[0, 0, 0, 0] = 16.0  # plain interpolation to 2 × 2 looks at places 1, 2, 5 and 6 alone
     assert float(to_grid(fine, 2)[0, 0, 0, 0]) > 0
     torch.testing.assert_close(to_grid(torch.full((1, 2, 8, 6), 3.0), 3), torch.full((1, 2, 3, 3), 3.0))
     with torch.autocast("cpu", torch.bfloat16):
@@ -195,6 +195,7 @@ def test_the_shortcut_of_one_expert_has_the_mean_of_all_as_its_expectation():
         assert torch.equal(shortcut(each, chosen)[row], each[row, :, k])
     assert torch.equal(shortcut(each, None), each.detach().mean(2))
     assert not shortcut(each, chosen).requires_grad
+    assert not shortcut(each, None).requires_grad
 
 
 def test_dropout_of_experts_leaves_all_but_one():
