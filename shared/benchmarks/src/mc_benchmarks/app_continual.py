@@ -13,7 +13,7 @@ _KEEP = Path("runs/benchmarks")
 def ctp_claims(
     *, seeds: int = 5, steps: int = 200, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
 ) -> None:
-    """What CTP and its parts are worth beside sequential fine-tuning and joint training, on scenes of digits with captions in five tasks.
+    """What CTP and its parts are worth beside sequential fine-tuning and joint training, on scenes of digits in five tasks.
 
     Args:
         seeds: Weights and order of their own.
