@@ -150,7 +150,8 @@ def _class_precision(found: BoxTable, there: BoxTable) -> np.ndarray:
     scores, right, ignored = [], [], []
     order = np.lexsort((-found.scores, found.picture))  # stable: equal scores keep their order
     pictures, starts = np.unique(found.picture[order], return_index=True)
-    for picture, rows in zip(pictures.tolist(), np.split(order, starts[1:]), strict=True):
+    groups = np.split(order, starts[1:]) if len(pictures) else []  # splitting nothing gives one part
+    for picture, rows in zip(pictures.tolist(), groups, strict=True):
         rows = rows[:MOST]
         true = there.picture == picture
         hit, spare = _matched(found.corners[rows], there.corners[true], there.crowd[true])
