@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mc_core.errors import CheckpointError, ConfigError, DataError
-from mc_core.export import load_model
+from mc_core.errors import ConfigError, DataError
 from mc_core.files import StrPath
 from mc_core.modules import evaluating
 from mc_core.tokens import padded
 from mc_vision_language.backbone import Backbone
 from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.fusion import ImageKeys
-from mc_vision_language.model_base import PictureTextModel, with_tokenizer
+from mc_vision_language.model_base import PictureTextModel, load_saved, with_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -215,10 +213,4 @@ def load_vision_language_model(place: StrPath, *, device: str | torch.device = "
     Raises:
         CheckpointError: no such model, or a damaged one.
     """
-    folder = Path(place)
-    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    model = load_model(folder, device=device)
-    if not isinstance(model, VisionLanguageModel):
-        raise CheckpointError(f"{folder} holds a {type(model).__name__}, not a model of images and text")
-    model.load_beside(folder)
-    return model
+    return load_saved(place, VisionLanguageModel, "a model of images and text", device=device)

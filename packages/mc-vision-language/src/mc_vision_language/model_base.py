@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mc_core.errors import ConfigError, DataError
-from mc_core.export import save_model, staging
+from mc_core.errors import CheckpointError, ConfigError, DataError
+from mc_core.export import load_model, save_model, staging
 from mc_core.files import StrPath, sync_folder
 from mc_core.modules import Shared
 from mc_core.tokens import Tokens, padded, tokenize
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Config = TypeVar("Config", bound=VisionLanguageConfig)
+Model = TypeVar("Model", bound="PictureTextModel")
 
 
 class PictureTextModel(nn.Module):
@@ -172,6 +173,27 @@ class PictureTextModel(nn.Module):
     def _save_beside(self, folder: Path) -> None:
         self.save_tokenizer(folder)
         self.save_extras(folder)
+
+
+def load_saved(place: StrPath, kind: type[Model], said: str, *, device: str | torch.device = "cpu") -> Model:
+    """A saved model with what stands beside it, in evaluation mode.
+
+    Args:
+        place: its folder, or the folder of the run that made it.
+        kind: what it must be.
+        said: that in words.
+        device: to put it on.
+
+    Raises:
+        CheckpointError: no such model, a damaged one, or one of another kind.
+    """
+    folder = Path(place)
+    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    model = load_model(folder, device=device)
+    if not isinstance(model, kind):
+        raise CheckpointError(f"{folder} holds a {type(model).__name__}, not {said}")
+    model.load_beside(folder)
+    return model
 
 
 def with_tokenizer(config: Config, tokenizer: PreTrainedTokenizerFast) -> Config:

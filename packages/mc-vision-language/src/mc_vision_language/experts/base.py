@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from mc_core.engine.method import Batch, Method, Progress, StepOutput
-from mc_core.errors import CheckpointError, ConfigError, DataError
-from mc_core.export import load_model
+from mc_core.errors import ConfigError, DataError
 from mc_core.files import StrPath
 from mc_core.modules import evaluating
 from mc_vision_language.data.annotated import AnnotatedPairs, annotated
@@ -29,7 +28,7 @@ from mc_vision_language.data.pairs import Pairs
 from mc_vision_language.decay import spare_positions
 from mc_vision_language.experts.backbone import TimmGrid
 from mc_vision_language.experts.config import KINDS, NEEDS, ExpertConfig, Kind
-from mc_vision_language.model_base import PictureTextModel
+from mc_vision_language.model_base import PictureTextModel, load_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -264,13 +263,7 @@ def load_expert(place: StrPath, *, device: str | torch.device = "cpu") -> Expert
     Raises:
         CheckpointError: no such model, or a damaged one.
     """
-    folder = Path(place)
-    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    expert = load_model(folder, device=device)
-    if not isinstance(expert, Expert):
-        raise CheckpointError(f"{folder} holds a {type(expert).__name__}, not a vision expert")
-    expert.load_beside(folder)
-    return expert
+    return load_saved(place, Expert, "a vision expert", device=device)
 
 
 def trainable_kinds(data: Pairs | AnnotatedPairs) -> tuple[tuple[Kind, ...], list[str]]:

@@ -22,8 +22,7 @@ from mc_core.distributed import rank
 from mc_core.engine.distribution import join_processes
 from mc_core.engine.loop import RunResult, fit
 from mc_core.engine.method import Method
-from mc_core.errors import CheckpointError, ConfigError, DataError, closest
-from mc_core.export import load_model
+from mc_core.errors import ConfigError, DataError, closest
 from mc_vision_language.data.captions import clean_caption
 from mc_vision_language.data.pair_data import PairData
 from mc_vision_language.data.pairs import Pairs
@@ -35,7 +34,7 @@ from mc_vision_language.data.task_rows import TaskRows
 from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.evaluation.retrieval import CANDIDATES, retrieval
 from mc_vision_language.model import VisionLanguageModel
-from mc_vision_language.model_base import PictureTextModel
+from mc_vision_language.model_base import PictureTextModel, load_saved
 from mc_vision_language.recipe import Recipe
 from mc_vision_language.tasks import TASKS
 from mc_vision_language.tasks.entailment import EntailmentModel
@@ -207,13 +206,7 @@ def load_task_model(place: Path | str, *, device: str | torch.device = "cpu") ->
     Raises:
         CheckpointError: no such model, or a damaged one.
     """
-    folder = Path(place)
-    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    model = load_model(folder, device=device)
-    if not isinstance(model, PictureTextModel):
-        raise CheckpointError(f"{folder} holds a {type(model).__name__}, not a model of pictures and texts")
-    model.load_beside(folder)
-    return model
+    return load_saved(place, PictureTextModel, "a model of pictures and texts", device=device)
 
 
 def task_texts(rows: TaskRows | Pairs) -> list[str]:
