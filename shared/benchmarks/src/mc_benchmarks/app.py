@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cyclopts import App
 
+from mc_benchmarks.app_astrea import ASTREA_COMMANDS
 from mc_benchmarks.app_code import CODE_COMMANDS
 from mc_benchmarks.app_continual import CONTINUAL_COMMANDS
 from mc_benchmarks.app_medical import MEDICAL_COMMANDS
@@ -357,5 +358,12 @@ def tables(*files: Path, check: bool = False) -> None:
     run_tables(list(files), check=check)
 
 
-for _command in (*CODE_COMMANDS, *MEDICAL_COMMANDS, *REMOTE_SENSING_COMMANDS, *VL_COMMANDS, *CONTINUAL_COMMANDS):
+for _command in (
+    *CODE_COMMANDS,
+    *MEDICAL_COMMANDS,
+    *REMOTE_SENSING_COMMANDS,
+    *VL_COMMANDS,
+    *CONTINUAL_COMMANDS,
+    *ASTREA_COMMANDS,
+):
     app.command(_command)

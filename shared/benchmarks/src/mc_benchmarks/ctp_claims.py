@@ -154,7 +154,8 @@ def digit_tasks(seed: int) -> list[TaskPairs]:
 
 def product_tasks(data: Path, seed: int) -> list[TaskPairs]:
     """Real pictures of products with their titles, category after category, divided anew for each seed."""
-    rows = [{**row, "data": str(data / row["data"]), "columns": {"caption": "text"}} for row in PRODUCTS]
+    anew = {"columns": {"caption": "text"}, "split": {"own": False}}  # the sets' own splits are not of all categories
+    rows = [{**row, "data": str(data / row["data"]), **anew} for row in PRODUCTS]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tasks.yaml"
         path.write_text(yaml.safe_dump(rows), encoding="utf-8")

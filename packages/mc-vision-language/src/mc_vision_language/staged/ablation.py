@@ -125,9 +125,11 @@ def run_arm(
     folder: Path | str,
     *,
     answers: bool = False,
+    part: str = "test",
+    expert_data: AnnotatedPairs | None = None,
     source: str = "",
 ) -> dict[str, float]:
-    """Train one row under one seed and measure it on the test split.
+    """Train one row under one seed and measure it on pictures held out.
 
     Args:
         base: see :func:`recipe_of`.
@@ -136,6 +138,8 @@ def run_arm(
         data: with splits.
         folder: of the rows; one that is done is read, one that was interrupted goes on.
         answers: also train the language model, and measure answers.
+        part: the split that is measured; validation where settings are chosen.
+        expert_data: what the experts are trained on, where that is more than ``data``.
         source: what to call the data.
 
     Returns:
@@ -149,11 +153,12 @@ def run_arm(
     pictures = int((data.pairs.splits == "train").sum())
     recipe = recipe_of(base, arm, seed, pictures)
     at = place / folder_name(arm.name)
-    settings = {**recipe.model_dump(mode="json", exclude={"source"}), "answers": answers}
+    settings = {**recipe.model_dump(mode="json", exclude={"source"}), "answers": answers, "part": part}
     if (done := _kept(at, settings)) is not None:
         return done
     shared = recipe_of(base, Arm(FULL), seed, pictures)
-    trained = run_astrea(shared, data, place / _EXPERTS, stages=["experts"], source=source)
+    learned = data if expert_data is None else expert_data
+    trained = run_astrea(shared, learned, place / _EXPERTS, stages=["experts"], source=source)
     wanted = arm.only or arm.without
     if wanted is not None and wanted not in trained.experts:
         raise ConfigError(f"row '{arm.name}': the pictures have nothing to train a {wanted} expert on")
@@ -164,7 +169,7 @@ def run_arm(
     stages: list[StageKind] = ["prealign", "joint", *(("instruct",) if answers else ())]
     result = run_astrea(recipe, data, at, stages=stages, experts=ready, maps=place / _MAPS, source=source)
     assert result.model is not None
-    scores = scores_of(result.model, data.part("test"))
+    scores = scores_of(result.model, data.part(part))
     write_json(at / _SCORES, {"scores": {**scores, "seconds": result.seconds}, "settings": settings})
     return {**scores, "seconds": result.seconds}
 

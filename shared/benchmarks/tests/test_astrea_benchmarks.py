@@ -1,0 +1,149 @@
+"""The benchmarks of Astrea run at a tiny size, keep their rows, and say what they measured."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mc_benchmarks import astrea_claims, astrea_real, astrea_step, contract
+from mc_benchmarks.astrea_claims import BOTH, CONCAT, REGIMES, Regime, best_single, claimed_arms, run_astrea_claims
+from mc_benchmarks.astrea_real import RANDOM, WIDE_ROW, base_recipe, encoder_size, run_astrea_real, widened
+from mc_benchmarks.astrea_step import CASES, OVER, run_astrea_step
+from mc_benchmarks.contract import load_report
+from mc_core.errors import ConfigError
+from mc_core.recipes import merge
+from mc_vision_language.staged import ablation
+from mc_vision_language.staged.ablation import FULL
+from mc_vision_language.staged.sample import staged_sample
+
+PHOTOGRAPHS = astrea_real.SETTINGS
+COUNTS = {"train": 24, "validation": 4, "test": 12}
+FEW = {
+    "method": {
+        "width": 16,
+        "dim": 8,
+        "queue_size": 16,
+        "text": {"hidden_size": 16, "heads": 2},
+        "language": {"hidden_size": 16, "heads": 2, "layers": 1},
+        "stages": {"experts": {"steps": 2, "batch_size": 8}, "instruct": {"steps": 2, "batch_size": 8}},
+    },
+    "fit": {"batch_size": 8, "warmup_epochs": 0},
+}
+
+
+def _narrow(settings):
+    """Experts of four channels."""
+    made = merge(settings, FEW)
+    experts = [{**one, "width": 4} for one in made["method"]["experts"]]
+    return merge(made, {"method": {"experts": experts}})
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setattr(contract, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(astrea_claims, "SETTINGS", _narrow(astrea_claims.SETTINGS))
+    monkeypatch.setattr(astrea_real, "SETTINGS", _narrow(astrea_real.SETTINGS))
+
+
+def test_rows_of_scenes_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(astrea_claims, "staged_sample", lambda seed: staged_sample(seed=seed, counts=COUNTS))
+    rows = (FULL, "only detection", CONCAT, BOTH)
+    monkeypatch.setattr(
+        astrea_claims, "REGIMES", (Regime("", rows=rows), Regime("few captions: ", captions=10, rows=(FULL,)))
+    )
+    report = run_astrea_claims(seeds=1, steps=4, keep=tmp_path)
+    assert load_report("astrea_claims") == report
+    assert [row.name for row in report.rows] == [FULL, "only detection", CONCAT, BOTH, f"few captions: {FULL}"]
+    least = astrea_claims.COLUMNS["least_weight"]
+    assert 0.05 <= float(str(report.rows[0].values[least])) <= 0.25
+    assert report.rows[2].values[least] is None  # no weights
+    assert f"{FULL} − only detection" in report.reading
+    assert f"{BOTH} − {FULL}" in report.reading
+
+    def trained_again(*_, **__):
+        raise AssertionError("a finished row is trained again")
+
+    monkeypatch.setattr(ablation, "run_astrea", trained_again)
+    assert run_astrea_claims(seeds=1, steps=4, keep=tmp_path).rows == report.rows
+
+
+def test_every_regime_asks_for_rows_that_exist():
+    names = [arm.name for arm in claimed_arms()]
+    assert len(set(names)) == len(names)
+    for regime in REGIMES:
+        assert set(regime.rows or ()) <= set(names)
+
+
+def test_the_best_single_expert_is_that_of_the_highest_mean():
+    found = {FULL: [{"mean_recall": 0.9}], "only a": [{"mean_recall": 0.1}, {"mean_recall": 0.3}]}
+    assert best_single(found) == "only a"
+    assert best_single({**found, "only b": [{"mean_recall": 0.25}]}) == "only b"
+    assert best_single({FULL: found[FULL]}) is None
+
+
+def test_one_encoder_has_as_many_parameters_and_updates_as_all_experts(monkeypatch):
+    monkeypatch.setattr(astrea_real, "SETTINGS", PHOTOGRAPHS)
+    recipe = base_recipe(3)
+    wide = widened(recipe)
+    together = sum(encoder_size(one) for one in recipe.method.experts)
+    assert encoder_size(wide.method.experts[0]) == pytest.approx(together, rel=0.1)
+    assert wide.method.stages.experts.steps == 4 * recipe.method.stages.experts.steps
+    assert wide.method.kinds == (astrea_real.WIDE,)
+
+
+def _photographs(folder, count=30):
+    rng = np.random.default_rng(0)
+    with tarfile.open(folder / "coco-captions-mini.tar", "w") as tar:
+
+        def add(name, content):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+        add("categories.json", json.dumps({"1": "cat", "2": "dog"}).encode())
+        for number in range(count):
+            note = {"captions": [f"a thing of number {number}", f"number {number % 7} again"]}
+            pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            if number % 2:
+                kind = 1 + number // 2 % 2
+                pixels[10:30, 20:40] = 90 * kind
+                note["objects"] = [{"category_id": kind, "bbox": [20, 10, 20, 20], "iscrowd": 0}]
+                mask = np.zeros((48, 64), np.uint8)
+                mask[10:30, 20:40] = kind
+                stored = io.BytesIO()
+                Image.fromarray(mask).save(stored, "PNG")
+                add(f"{number:03d}.seg.png", stored.getvalue())
+            stored = io.BytesIO()
+            Image.fromarray(pixels).save(stored, "PNG")
+            add(f"{number:03d}.png", stored.getvalue())
+            add(f"{number:03d}.json", json.dumps(note).encode())
+
+
+def test_photographs_go_through_all_stages(tmp_path):
+    pytest.importorskip("pycocoevalcap", reason="captions are measured with pycocoevalcap")
+    _photographs(tmp_path)
+    report = run_astrea_real(data=tmp_path, seeds=1, steps=2, keep=tmp_path / "kept")
+    names = [row.name for row in report.rows]
+    assert names[:4] == [FULL, WIDE_ROW, "uniform weights", CONCAT]
+    assert RANDOM in names
+    figures = report.rows[0].values
+    assert figures["CIDEr-D"] is not None
+    assert figures["parameters of encoders, M"] is not None
+    assert sum("expert, " in name for name in names) == 4
+    assert f"{FULL} − {WIDE_ROW}" in report.reading
+    again = run_astrea_real(data=tmp_path, seeds=1, steps=2, keep=tmp_path / "kept")
+    assert again.rows == report.rows
+    with pytest.raises(ConfigError, match="no such folder"):
+        run_astrea_real(data=tmp_path / "nowhere", seeds=1, steps=2, keep=tmp_path / "kept")
+
+
+def test_steps_are_measured_beside_their_parts(monkeypatch):
+    monkeypatch.setattr(astrea_step, "SETTINGS", _narrow(astrea_step.SETTINGS))
+    cases = [name for name in CASES if name.startswith("laptop") and "kept" in name]
+    report = run_astrea_step(repeats=2, cases=cases)
+    assert [row.name for row in report.rows] == cases
+    assert all(float(str(row.values[OVER])) > 0 for row in report.rows)
+    assert "times its parts (bar 1.15" in report.reading
