@@ -12,6 +12,7 @@ from mc_core.samples import (
     COLORS,
     DIGITS,
     ENTAILMENT_LABELS,
+    FURTHER_KINDS,
     QUESTION_KINDS,
     RELATIONS,
     SIZES,
@@ -153,6 +154,22 @@ class TestQuestions:
         asked = questions(digit_scenes(60, size=16), per_scene=8)
         assert set(asked.kind) == set(QUESTION_KINDS) - {"side", "neighbour"}
         assert len(questions(digit_scenes(3, size=16), kinds=["side"])) == 0
+
+    def test_how_many_are_large_is_asked_where_it_is_named(self, scenes: DigitScenes) -> None:
+        asked = questions(scenes, per_scene=1, kinds=["number"])
+        assert len(asked) == len(scenes)
+        assert set(asked.answer) == {"zero", "one", "two", "three", "four"}
+        for row, text, told in zip(asked.scene.tolist(), asked.text, asked.answer, strict=True):
+            size = text.split()[2]
+            assert text == f"how many {size} digits are there"
+            count = sum(each["size"] == size for each in objects(scenes, row))
+            assert told == ("zero", "one", "two", "three", "four")[count]
+        others = questions(digit_scenes(1500, size=16, digits=(2, 2), seed=1, split="test"), kinds=["number"])
+        train = questions(digit_scenes(1500, size=16, digits=(2, 2)), kinds=["number"])
+        assert 0.4 < _only(train, others, "number") < 0.6  # half of the pairs differ in size
+
+    def test_further_kinds_change_nothing_for_who_does_not_ask(self, few: DigitScenes) -> None:
+        assert not set(questions(few, per_scene=8).kind) & set(FURTHER_KINDS)
 
     def test_answers_are_listed_once(self, few: DigitScenes) -> None:
         asked = questions(few, kinds=["size", "count"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mc_vision_language_app.measure import METRIC
 COLORS = {"classification": "#1b6ca8", "captioning": "#d1495b", "detection": "#66a182", "segmentation": "#edae49"}
 _OTHER = "#888888"
 _SHOWN = 5
+_JUMPING = ("load", "usefulness")
 _TITLES = {
     "weight": "mean weight",
     "load": "share of places with most weight",
@@ -90,16 +92,16 @@ def weight_pictures(model: AstreaModel, pictures: Sequence[Any], names: Sequence
     maps = weight_maps(model, list(pictures))
     kinds = model.config.kinds
     most = max(float(maps.max()), 1e-6)
-    size = (1.7 * (1 + len(kinds)), 1.9 * len(pictures) + 0.3)
+    size = (2.3 * (1 + len(kinds)), 2.1 * len(pictures) + 0.4)
     figure, axes = pyplot().subplots(len(pictures), 1 + len(kinds), figsize=size, squeeze=False)
     shown = None
     for line, (picture, weights) in enumerate(zip(pictures, maps, strict=True)):
         axes[line][0].imshow(picture)
-        axes[line][0].set_title(str(names[line])[:34], fontsize=7)
+        axes[line][0].set_title("\n".join(textwrap.wrap(str(names[line]), 30)[:2]), fontsize=8)
         for column, kind in enumerate(kinds, 1):
             shown = axes[line][column].imshow(weights[..., column - 1], cmap="viridis", vmin=0, vmax=most)
             if line == 0:
-                axes[line][column].set_title(kind, fontsize=8)
+                axes[line][column].set_title(kind, fontsize=9)
         for axis in axes[line]:
             axis.set_axis_off()
     if shown is not None:
@@ -108,16 +110,43 @@ def weight_pictures(model: AstreaModel, pictures: Sequence[Any], names: Sequence
 
 
 def contribution(curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], path: Path) -> Path:
-    """Weights, loads, usefulness and entropy over the updates."""
-    figure, axes = pyplot().subplots(1, len(curves), figsize=(3.2 * len(curves), 2.8), squeeze=False)
-    for axis, (head, each) in zip(axes[0], curves.items(), strict=True):
+    """Weights, loads, usefulness and entropy over the updates; of values that jump, the mean of a tenth of training."""
+    columns = min(2, len(curves))
+    lines = -(-len(curves) // columns)
+    figure, axes = pyplot().subplots(lines, columns, figsize=(4.6 * columns, 2.7 * lines + 0.4), squeeze=False)
+    shared: dict[str, Any] = {}
+    for axis, (head, each) in zip(axes.flat, curves.items(), strict=False):
         for kind, (steps, values) in each.items():
-            axis.plot(steps, values, color=COLORS.get(kind), label=kind, linewidth=1.2)
-        axis.set_title(_TITLES.get(head, head), fontsize=9)
+            if head in _JUMPING:
+                axis.plot(steps, values, color=COLORS.get(kind), linewidth=0.5, alpha=0.25)
+            smooth = moving_mean(values, len(values) // 10) if head in _JUMPING else values
+            (line,) = axis.plot(steps, smooth, color=COLORS.get(kind), label=kind, linewidth=1.5)
+            if kind in COLORS:
+                shared[kind] = line
+        if not set(each) & set(COLORS):
+            axis.legend(frameon=False, fontsize=8)
+        axis.set_title(_TITLES.get(head, head), fontsize=10)
         axis.set_xlabel("update")
-        axis.legend(frameon=False, fontsize=6)
-    _plain(axes[0])
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    _plain(axes.flat)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    if shared:
+        figure.legend(shared.values(), shared, loc="upper center", ncols=len(shared), frameon=False, fontsize=9)
     return save(figure, path)
+
+
+def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Each value's mean with those around it, fewer at the ends.
+
+    >>> moving_mean(np.array([0.0, 3.0, 0.0, 3.0]), 3).tolist()
+    [1.5, 1.0, 2.0, 1.5]
+    """
+    half = max(window // 2, 0)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def _plain(axes: Any) -> None:

@@ -5,7 +5,13 @@
 (4, 7, 4)
 """
 
-from mc_core.samples.questions import QUESTION_KINDS, Questions, question_only_accuracy, questions
+from mc_core.samples.questions import (
+    FURTHER_KINDS,
+    QUESTION_KINDS,
+    Questions,
+    question_only_accuracy,
+    questions,
+)
 from mc_core.samples.scenes import (
     COLORS,
     DIGITS,
@@ -32,6 +38,7 @@ __all__ = [
     "COLORS",
     "DIGITS",
     "ENTAILMENT_LABELS",
+    "FURTHER_KINDS",
     "MAX_OBJECTS",
     "QUESTION_KINDS",
     "RELATIONS",

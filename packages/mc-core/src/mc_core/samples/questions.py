@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mc_core.errors import ConfigError, closest
-from mc_core.samples.scenes import RELATIONS, DigitScenes
+from mc_core.samples.scenes import RELATIONS, SIZES, DigitScenes
 from mc_core.samples.wording import Choice, Seen, a, choices, seen
 
 _NUMBERS = ("zero", "one", "two", "three", "four")
@@ -114,6 +114,12 @@ def _neighbour(scene: Seen, choice: Choice) -> tuple[str, str] | None:
     return f"which digit is {relation} the {scene.colors[place]} one", scene.digits[other]
 
 
+def _number(scene: Seen, choice: Choice) -> tuple[str, str]:
+    """How many are large, or small: of two digits mostly one, and nothing in the words tells when not."""
+    size = choice.one(SIZES)
+    return f"how many {size} digits are there", _NUMBERS[scene.sizes.count(size)]
+
+
 _ASK: dict[str, Callable[[Seen, Choice], tuple[str, str] | None]] = {
     "digit": _digit,
     "color": _color,
@@ -125,6 +131,10 @@ _ASK: dict[str, Callable[[Seen, Choice], tuple[str, str] | None]] = {
     "neighbour": _neighbour,
 }
 QUESTION_KINDS = tuple(_ASK)
+"""Kinds that are asked unless others are named."""
+FURTHER_KINDS = ("number",)
+"""Kinds that are asked only where they are named."""
+_ASK["number"] = _number
 
 
 def questions(
@@ -137,7 +147,7 @@ def questions(
             ``"count"``, else that answer is always the same.
         per_scene: most questions on one scene, each of another kind. A kind that a scene has nothing for falls away.
         seed: another seed, other questions.
-        kinds: which kinds to ask, from ``QUESTION_KINDS``.
+        kinds: which kinds to ask, from ``QUESTION_KINDS`` and ``FURTHER_KINDS``.
 
     Raises:
         ConfigError: a kind that does not exist, or ``per_scene`` below 1.
@@ -149,14 +159,15 @@ def questions(
     """
     for kind in kinds:
         if kind not in _ASK:
-            raise ConfigError(f"kinds names {kind!r}; choose from {closest(kind, QUESTION_KINDS)}")
+            raise ConfigError(f"kinds names {kind!r}; choose from {closest(kind, tuple(_ASK))}")
     if per_scene < 1 or not kinds:
         raise ConfigError(f"per_scene={per_scene}, {len(kinds)} kinds: ask at least one question of one kind")
-    draws = len(QUESTION_KINDS) * (1 + _DRAWS_EACH)
+    known = (*QUESTION_KINDS, *(kind for kind in FURTHER_KINDS if kind in kinds))
+    draws = len(known) * (1 + _DRAWS_EACH)
     asked: list[tuple[int, str, str, str]] = []
     for row, (scene, choice) in enumerate(zip(seen(scenes), choices(scenes, seed, draws, stream=_STREAM), strict=True)):
         # a kind that a scene has nothing for is not made up for: else few digits would mean more of the other kinds
-        for kind in [kind for kind in choice.order(QUESTION_KINDS) if kind in kinds][:per_scene]:
+        for kind in [kind for kind in choice.order(known) if kind in kinds][:per_scene]:
             question = _ASK[kind](scene, choice)
             if question is not None:
                 asked.append((row, *question, kind))

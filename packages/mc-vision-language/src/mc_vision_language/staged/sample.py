@@ -22,7 +22,7 @@ SCENE = SceneConfig(
 """Four inks and little else, so that minutes of training are enough."""
 COUNTS = {"train": 4000, "validation": 400, "test": 500}
 """Validation scenes are made of the scans of the training scenes, test scenes of those of other writers."""
-KINDS = ("digit", "exists", "neighbour", "color", "size")
+KINDS = ("digit", "exists", "neighbour", "color", "size", "number")
 """Kinds of questions that so small a language model can learn to answer."""
 QUESTIONS = 2
 """Most about each scene."""
