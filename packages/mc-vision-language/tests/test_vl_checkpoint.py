@@ -93,6 +93,21 @@ def test_a_constant_table_stays_constant():
     assert resized_positions(table, 16) is table
 
 
+def test_positions_are_resized_bicubically():
+    """As by Catmull-Rom's relative with a = −0.75, which torch uses: a ramp stays a ramp inside, a step overshoots."""
+    step = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(4, 1)
+    table = torch.cat([torch.zeros(1), step.flatten()])[None, :, None]
+    found = resized_positions(table, 64)[0, 1:, 0].view(8, 8)
+    assert found.min() < -0.02
+    assert found.max() > 1.02
+    # between the second and third place, a quarter of the way: weights of the kernel at 1.25, 0.25, 0.75 and 1.75
+    t = torch.tensor([1.25, 0.25, 0.75, 1.75], dtype=torch.float64)
+    a = -0.75
+    near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+    weights = torch.where(t <= 1, near, far)
+    assert found[4, 3].item() == pytest.approx(float(weights[2] + weights[3]), abs=1e-6)
+
+
 def test_it_can_be_trained_on_and_saved(pretrained, tmp_path):
     from mc_vision_language.model import load_vision_language_model
 

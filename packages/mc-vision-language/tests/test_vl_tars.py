@@ -109,3 +109,13 @@ def test_another_tar_another_file_and_a_folder_without_table(tmp_path, table):
     shard = write_tar(tmp_path / "s.tar", {"a.jpg": picture(1), "a.txt": "a dog"})
     with pytest.raises(ConfigError, match="leave the option out"):
         open_pairs(shard, images=tar)
+
+
+def test_other_members_of_the_same_length_are_other_pictures(tmp_path):
+    content = picture(1)
+    digests = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        images = TarImages.every(str(write_tar(tmp_path / name / "t.tar", {f"{name}.jpg": content})))
+        digests.append(images.describe()["digest"])
+    assert digests[0] != digests[1]
