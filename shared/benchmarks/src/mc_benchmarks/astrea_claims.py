@@ -31,9 +31,10 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
             {
                 "kind": "captioning",
                 "image_size": 32,
-                "family": "convnext",
+                "family": "resnet",
                 "width": 32,
                 "stages": 3,
+                "lr_scale": 0.25,
                 "captioning": {"language": {**_SMALL_LANGUAGE, "question_length": 8}},
             },
             {

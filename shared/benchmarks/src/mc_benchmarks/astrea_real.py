@@ -53,9 +53,10 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
             {
                 "kind": "captioning",
                 "image_size": _SIDE,
-                "family": "convnext",
+                "family": "resnet",
                 "width": 24,
                 "stages": 4,
+                "lr_scale": 0.5,  # of 2e-3
                 "captioning": {"language": {**_LANGUAGE, "question_length": 8}},
             },
             {

@@ -137,6 +137,10 @@ class ExpertConfig(StrictModel):
     heads: int = Field(default=4, ge=1)
     """Without `backbone`: attention heads of a transformer."""
 
+    lr_scale: float = Field(default=1.0, gt=0)
+    """Its learning rate, as a share of that of the experts' stage: a language model from scratch wants a lower one than
+    convolutions, or it never begins to look at the picture."""
+
     class_names: tuple[str, ...] = ()
     """Classes of classification, detection and segmentation; filled in from the data."""
     classification: ClassificationHead = ClassificationHead()

@@ -20,9 +20,10 @@ EXPERTS: dict[Kind, ExpertConfig] = {
     "captioning": ExpertConfig(
         kind="captioning",
         image_size=SIZE,
-        family="convnext",
+        family="resnet",
         width=32,
         stages=3,
+        lr_scale=0.25,
         captioning=CaptionHead(
             language=LanguageConfig(
                 hidden_size=96, heads=4, layers=2, positions=64, question_length=8, answer_length=16, vocabulary=200
@@ -66,7 +67,7 @@ def sample_fit(kind: Kind, **changes: Any) -> Fit:
         "steps": STEPS[kind],
         "batch_size": 32,
         "optimizer": "adamw",
-        "lr": 4e-3,
+        "lr": 4e-3 * EXPERTS[kind].lr_scale,
         "betas": (0.9, 0.98),
         "weight_decay": 0.05,
         "clip_norm": 1.0,

@@ -445,6 +445,8 @@ class _Run:
         changes: dict[str, Any] = {"seed": derive_seed(self.fit.seed, self.plan.index(stage), _TRAIN) >> 32}
         if stage.kind == "experts" and its.batch_size > rows:
             changes["batch_size"] = max(1, rows // its.accumulation) * its.accumulation
+        if stage.expert is not None and stage.kind == "experts":
+            changes["lr"] = its.lr * self._expert_config(stage.expert).lr_scale
         if own is not None and self.fit.warmup_epochs:
             share = self.fit.warmup_epochs / _epochs(self.fit, len(self.joint_data))
             changes["warmup_epochs"] = share * _epochs(its.model_copy(update=changes), rows)
