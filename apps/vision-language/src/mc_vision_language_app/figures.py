@@ -72,7 +72,10 @@ def recalls(found: Comparison, path: Path) -> Path:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     axes[0].set_ylabel("recall")
-    axes[0].legend(frameon=False, fontsize=8)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="lower center", bbox_to_anchor=(0.5, 0.97), ncols=len(bars), frameon=False, fontsize=9
+    )
     return save(figure, path)
 
 
