@@ -6,6 +6,8 @@ import dataclasses
 import importlib
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -412,3 +414,22 @@ def test_runs_that_cannot_begin_leave_nothing(tmp_path):
         run_growth(recipe(), sliced(none_held, 2), tmp_path / "x")
     with pytest.raises(CheckpointError, match="nothing to resume"):
         run_growth(recipe(), slices(), tmp_path / "x", resume="must")
+
+
+def test_two_processes_search_and_grow_alike(tmp_path):
+    """Each takes half of every batch; both choose the same size and end with the same weights, as one process can load them."""
+    script = Path(__file__).with_name("_grow_on_two.py")
+    workers = [
+        subprocess.Popen([sys.executable, script, str(rank), "2", tmp_path], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)[-3000:]
+    first, second = (torch.load(tmp_path / f"found-{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["specs"] == second["specs"]
+    assert first["specs"][0] != first["specs"][1]  # it has grown
+    for name, tensor in first["state"].items():
+        assert torch.equal(tensor, second["state"][name]), name
+    alone = run_growth(recipe(inherit=1.0, inherit_from="supernet"), slices(), tmp_path / "run", measure=figures)
+    for name, tensor in alone.model.state_dict().items():  # finished: only loads
+        assert torch.equal(tensor, first["state"][name]), name
