@@ -324,6 +324,19 @@ def test_warm_up_is_the_same_share_of_every_stage(pictures, tmp_path):
     assert len(seeds) == len(run.plan)
 
 
+def test_an_expert_may_have_a_rate_of_its_own(pictures, tmp_path):
+    settings = tiny.recipe(steps=1)
+    experts = tuple(
+        one.model_copy(update={"lr_scale": 0.25}) if one.kind == "captioning" else one
+        for one in settings.method.experts
+    )
+    settings = settings.model_copy(update={"method": settings.method.model_copy(update={"experts": experts})})
+    done = run_astrea(settings, pictures, tmp_path / "run", stages=["experts"])
+    rates = {one["expert"]: one["settings"]["fit"]["lr"] for one in done.stages}
+    assert rates["captioning"] == pytest.approx(0.25 * rates["detection"])
+    assert rates["classification"] == rates["detection"] == rates["segmentation"]
+
+
 def test_an_expert_with_few_pictures_has_small_batches(pictures, tmp_path):
     known = pictures.boxes.known.copy()
     known[5:] = False
