@@ -322,6 +322,24 @@ class Knowing:
         return type(self.truth)(*(t[rows] for t in self.truth)) if isinstance(self.truth, tuple) else self.truth[rows]
 
 
+def test_pixels_of_no_class_weigh_as_asked():
+    head = SegmentationHead(width=8, depth=1, background=0.3)
+    expert = build_expert(config("segmentation", segmentation=head, class_names=("a", "b"))).eval()
+    view, mask = torch.rand(2, 3, SIDE, SIDE), torch.randint(-1, 3, (2, SIDE, SIDE))
+    loss, _ = expert.loss({"view": view, "mask": mask})
+    logits = torch.nn.functional.interpolate(
+        expert.head_outputs(expert.features(view)), (SIDE, SIDE), mode="bilinear", align_corners=False
+    )
+    each = -logits.detach().double().log_softmax(1)
+    total = weight = 0.0
+    for picture, row, column in (mask >= 0).nonzero().tolist():
+        there = int(mask[picture, row, column])
+        share = 0.3 if there == 0 else 1.0
+        total += share * float(each[picture, there, row, column])
+        weight += share
+    assert loss.item() == pytest.approx(total / weight, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["classification", "detection", "segmentation"])
 def test_who_knows_everything_scores_one_and_who_does_not_look_less(kind, scenes):
     test = scenes.part("test")

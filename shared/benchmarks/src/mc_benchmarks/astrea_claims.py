@@ -92,6 +92,7 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
 _ALIGNED = {"prealign": {"mode": "parallel"}}
 ONE_BY_ONE, TOGETHER, SHORTCUT = "pre-aligned one by one", "pre-aligned together", "with shortcut"
 BOTH = "pre-aligned together, with shortcut"
+BOTH_NO_QUEUE = "no queue, pre-aligned together, with shortcut"
 UNIFORM, CONCAT, NO_QUEUE, NO_MOMENTUM = "uniform weights", "channels side by side", "no queue", "no momentum contrast"
 ONLY = "only "
 COLUMNS = {
@@ -119,7 +120,7 @@ class Regime:
     rows: tuple[str, ...] | None = None
 
 
-_FEW = (FULL, UNIFORM, CONCAT, NO_QUEUE, ONE_BY_ONE, TOGETHER, SHORTCUT, BOTH)
+_FEW = (FULL, UNIFORM, CONCAT, NO_QUEUE, ONE_BY_ONE, TOGETHER, SHORTCUT, BOTH, BOTH_NO_QUEUE)
 REGIMES = (
     Regime(""),
     Regime("a quarter of the updates: ", share=0.25, rows=_FEW),
@@ -129,7 +130,8 @@ REGIMES = (
 
 def claimed_arms() -> tuple[Arm, ...]:
     """The rows of the ablation, and pre-alignment with the shortcut."""
-    return (*arms_of(), Arm(BOTH, {**_ALIGNED, "residual": {"probability": 0.5}}))
+    both = {**_ALIGNED, "residual": {"probability": 0.5}}
+    return (*arms_of(), Arm(BOTH, both), Arm(BOTH_NO_QUEUE, {**both, "queue_size": 0}))
 
 
 def base_recipe(steps: int) -> Recipe[Any]:
@@ -208,7 +210,7 @@ def best_single(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str | Non
 def _reading(found: Mapping[str, Sequence[Mapping[str, float]]], steps: int) -> str:
     pairs = [(FULL, less) for less in (best_single(found), UNIFORM, CONCAT, NO_QUEUE, NO_MOMENTUM) if less is not None]
     pairs += [(FULL, row) for row in found if row.startswith("without ")]
-    pairs += [(more, FULL) for more in (ONE_BY_ONE, TOGETHER, SHORTCUT, BOTH)]
+    pairs += [(more, FULL) for more in (ONE_BY_ONE, TOGETHER, SHORTCUT, BOTH)] + [(BOTH_NO_QUEUE, NO_QUEUE)]
     parts = []
     for regime in REGIMES:
         said = []
