@@ -432,6 +432,9 @@ def test_advice_and_refusals():
     method = joint(balance={"kind": "bias"}, router={"top_k": 2, "per": "image"}, ids=False)
     told = method.advice(batch_size=8, data_size=20)
     assert any("batch and queue (8 + 20 keys) are as long as the data (20 pairs)" in line for line in told)
+    assert any("set method.ids" in line for line in told)
+    (few,) = joint().advice(batch_size=8, data_size=20)
+    assert "as long as the data (20 pairs): with so few pairs a shorter queue, or none" in few
     assert any("moves the same experts in and out for a whole batch" in line for line in told)
     assert any("2 steps old, more than the 1" in line for line in joint(momentum=0.1).advice(8, 1000))
     assert joint().advice(8, 1000) == []

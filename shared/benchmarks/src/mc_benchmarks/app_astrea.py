@@ -40,7 +40,7 @@ def astrea_real(
     *,
     data: Path | None = None,
     seeds: int = 3,
-    steps: int = 400,
+    steps: int = 300,
     keep: Path = _KEEP,
     only_seed: int | None = None,
 ) -> None:

@@ -49,13 +49,14 @@ _LANGUAGE: dict[str, Any] = {"hidden_size": 96, "heads": 4, "layers": 2, "positi
 SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops changes nothing here
     "method": {
         "experts": [
-            {"kind": "classification", "image_size": _SIDE, "family": "resnet", "width": 24, "stages": 4},
+            {"kind": "classification", "image_size": _SIDE, "family": "resnet", "width": 32, "stages": 3, "stem": 4},
             {
                 "kind": "captioning",
                 "image_size": _SIDE,
                 "family": "resnet",
-                "width": 24,
-                "stages": 4,
+                "width": 32,
+                "stages": 3,
+                "stem": 4,
                 "lr_scale": 0.5,  # of 2e-3
                 "captioning": {"language": {**_LANGUAGE, "question_length": 8}},
             },
@@ -63,8 +64,9 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
                 "kind": "detection",
                 "image_size": _SIDE,
                 "family": "resnet",
-                "width": 20,
-                "stages": 4,
+                "width": 28,
+                "stages": 3,
+                "stem": 4,
                 "levels": 2,
                 "detection": {"width": 48, "depth": 1},
             },
@@ -72,8 +74,9 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
                 "kind": "segmentation",
                 "image_size": _SIDE,
                 "family": "convnext",
-                "width": 24,
-                "stages": 4,
+                "width": 32,
+                "stages": 3,
+                "stem": 4,
                 "levels": 3,
                 "segmentation": {"width": 48, "depth": 1, "upsample": 1, "background": 0.3},
             },
@@ -212,7 +215,7 @@ def run_astrea_real(*, data: Path, seeds: int, steps: int, keep: Path, only_seed
     report = Report(
         benchmark="astrea_real",
         command="uv run mc-benchmark astrea-real"
-        + "".join(f" --{n} {v}" for n, v, usual in (("seeds", seeds, 3), ("steps", steps, 400)) if v != usual),
+        + "".join(f" --{n} {v}" for n, v, usual in (("seeds", seeds, 3), ("steps", steps, 300)) if v != usual),
         question=f"What Astrea learns from scratch on {count['train']['captions']} photographs with captions, "
         f"{count['train']['masks']} of them with boxes and masks, {seeds} splits",
         settings={"seeds": seeds, "steps": steps, "settings": SETTINGS, "pictures": count, "each": found},

@@ -313,13 +313,16 @@ class AstreaJoint(AstreaMethod):
             )
 
     def advice(self, batch_size: int, data_size: int) -> list[str]:
-        """Warn of a queue as long as the data without ids, of keys older than θ′'s memory, and of a bias for whole pictures."""
+        """Warn of a queue as long as the data, of keys older than θ′'s memory, and of a bias for whole pictures."""
         told: list[str] = []
         size, config = self.config.queue_size if self.queues else 0, self.config
-        if size and size + batch_size > data_size and not config.ids:
+        if size and size + batch_size > data_size:
             both = f"batch and queue ({batch_size} + {size} keys) are as long as the data ({data_size} pairs)"
             told.append(
                 f"{both}, so that pairs meet themselves as negatives: set method.ids, or a smaller method.queue_size"
+                if not config.ids
+                else f"{both}: with so few pairs a shorter queue, or none (method.queue_size 0), found more in our measurements, and "
+                "so did pre-alignment with the shortcut (method.prealign.mode parallel, method.residual.probability 0.5)"
             )
         horizon = 1 / (1 - config.momentum) if config.momentum < 1 else math.inf
         if size / batch_size > horizon:
