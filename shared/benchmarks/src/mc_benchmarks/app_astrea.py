@@ -23,7 +23,7 @@ def astrea_claims(*, seeds: int = 5, steps: int = 1000, keep: Path = _KEEP, only
     run_astrea_claims(seeds=seeds, steps=steps, keep=keep, only_seed=only_seed)
 
 
-def astrea_step(*, repeats: int = 51, seconds: float = 60.0, case: tuple[str, ...] = ()) -> None:
+def astrea_step(*, repeats: int = 51, seconds: float = 20.0, case: tuple[str, ...] = ()) -> None:
     """Time of a training step of Astrea beside the forward and backward passes of its parts, with kept maps and without.
 
     Args:

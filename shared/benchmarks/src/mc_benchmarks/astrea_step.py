@@ -174,7 +174,7 @@ def parts_of(method: AstreaJoint, batch: Batch) -> Callable[[], object]:
     return step
 
 
-def run_astrea_step(*, repeats: int = 51, seconds: float = 60.0, cases: Sequence[str] = ()) -> Report:
+def run_astrea_step(*, repeats: int = 51, seconds: float = 20.0, cases: Sequence[str] = ()) -> Report:
     """Measure, save, show.
 
     Args:

@@ -321,8 +321,8 @@ class AstreaJoint(AstreaMethod):
             told.append(
                 f"{both}, so that pairs meet themselves as negatives: set method.ids, or a smaller method.queue_size"
                 if not config.ids
-                else f"{both}: with so few pairs a shorter queue, or none (method.queue_size 0), found more in our measurements, and "
-                "so did pre-alignment with the shortcut (method.prealign.mode parallel, method.residual.probability 0.5)"
+                else f"{both}: with so few pairs a shorter queue, or none (method.queue_size 0), found more in our measurements, "
+                "and so did pre-alignment with the shortcut (method.prealign.mode parallel, method.residual.probability 0.5)"
             )
         horizon = 1 / (1 - config.momentum) if config.momentum < 1 else math.inf
         if size / batch_size > horizon:
