@@ -23,6 +23,22 @@ from mc_vision_language.staged.sample import staged_sample
 _log = logging.getLogger("mc_core")
 
 RECIPE = "astrea-laptop"
+FIT: dict[str, Any] = {
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "betas": [0.9, 0.98],
+    "weight_decay": 0.05,
+    "decay_1d": False,
+    "schedule": "cosine",
+    "warmup_epochs": 0.25,
+    "clip_norm": 1.0,
+    "device": "cpu",
+}
+ROUTING: dict[str, Any] = {
+    "router": {"per": "token", "floor": 0.05, "lr_scale": 0.1},
+    "balance": {"kind": "loss", "loss": 0.01, "z": 0.001},
+}
 _SMALL_LANGUAGE: dict[str, Any] = {"hidden_size": 96, "heads": 4, "layers": 2, "positions": 64, "answer_length": 16}
 SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops changes nothing here
     "method": {
@@ -69,25 +85,13 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
             "dropout": 0.0,
         },
         "language": {**_SMALL_LANGUAGE, "question_length": 12},
-        "router": {"per": "token", "floor": 0.05, "lr_scale": 0.1},
-        "balance": {"kind": "loss", "loss": 0.01, "z": 0.001},
+        **ROUTING,
         "momentum": 0.98,
         "queue_size": 512,
         "stages": {"experts": {"steps": 400, "lr": 4e-3}, "instruct": {"steps": 600, "lr": 2e-3}},
     },
     "augment": {"size": 32, "resize": "squash", "flip": 0.0, "rand_augment": 0},
-    "fit": {
-        "batch_size": 32,
-        "optimizer": "adamw",
-        "lr": 2e-3,
-        "betas": [0.9, 0.98],
-        "weight_decay": 0.05,
-        "decay_1d": False,
-        "schedule": "cosine",
-        "warmup_epochs": 0.25,
-        "clip_norm": 1.0,
-        "device": "cpu",
-    },
+    "fit": FIT,
 }
 _ALIGNED = {"prealign": {"mode": "parallel"}}
 ONE_BY_ONE, TOGETHER, SHORTCUT = "pre-aligned one by one", "pre-aligned together", "with shortcut"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mc_benchmarks.astrea_claims import CONCAT, ONLY, UNIFORM, best_single
+from mc_benchmarks.astrea_claims import CONCAT, FIT, ONLY, ROUTING, UNIFORM, best_single
 from mc_benchmarks.contract import Report, Row, environment
 from mc_benchmarks.vl_real import SETS, in_memory
 from mc_core.errors import CheckpointError, ConfigError
@@ -94,25 +94,13 @@ SETTINGS: dict[str, Any] = {  # written out, so that a better recipe for laptops
             "dropout": 0.0,
         },
         "language": {**_LANGUAGE, "question_length": 8},
-        "router": {"per": "token", "floor": 0.05, "lr_scale": 0.1},
-        "balance": {"kind": "loss", "loss": 0.01, "z": 0.001},
+        **ROUTING,
         "momentum": 0.98,
         "queue_size": 256,
     },
     "augment": {"size": _SIDE, "resize": "squash", "flip": 0.0, "rand_augment": 0},
-    "fit": {
-        "batch_size": 32,
-        "optimizer": "adamw",
-        "lr": 1e-3,
-        "betas": [0.9, 0.98],
-        "weight_decay": 0.05,
-        "decay_1d": False,
-        "schedule": "cosine",
-        "warmup_epochs": 1.0,
-        "clip_norm": 1.0,
-        "device": "cpu",
-        "stop_on_collapse": False,  # a row that learns nothing is a result here
-    },
+    # a row that learns nothing is a result here
+    "fit": {**FIT, "lr": 1e-3, "warmup_epochs": 1.0, "stop_on_collapse": False},
 }
 _EXPERT_RATE = 2e-3
 FIGURES = {
