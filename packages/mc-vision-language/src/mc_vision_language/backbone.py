@@ -63,12 +63,14 @@ class Encoded(NamedTuple):
         states: (B, L, h) of the text alone.
         image: (B, d) unit rows.
         text: (B, d) unit rows.
+        masked: (B, L, h) of the same texts under masks, where asked for.
     """
 
     tokens: Tensor
     states: Tensor
     image: Tensor
     text: Tensor
+    masked: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -117,10 +119,17 @@ class Backbone(nn.Module):
         self.image_projection = nn.Linear(self.image.num_features, config.dim)
         self.text_projection = nn.Linear(self.text.num_features, config.dim)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
-        """Both encoders and both projections."""
-        tokens, states = self.image_tokens(pixels), self.text_states(input_ids, attention_mask)
-        return Encoded(tokens, states, self.embed_image_tokens(tokens), self.embed_text_states(states))
+    def forward(
+        self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor, masked_ids: Tensor | None = None
+    ) -> Encoded:
+        """Both encoders and both projections; ``masked_ids`` (B, L) go through the text encoder in the same pass."""
+        tokens, masked = self.image_tokens(pixels), None
+        if masked_ids is None:
+            states = self.text_states(input_ids, attention_mask)
+        else:
+            ids, mask = torch.cat([input_ids, masked_ids]), torch.cat([attention_mask, attention_mask])
+            states, masked = self.text_states(ids, mask).chunk(2)
+        return Encoded(tokens, states, self.embed_image_tokens(tokens), self.embed_text_states(states), masked)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(B, 1 + P, D) of images (B, 3, S, S) in [0, 1]."""

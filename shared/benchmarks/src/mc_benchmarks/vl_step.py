@@ -22,7 +22,7 @@ from mc_core.engine import Batch, Progress
 from mc_core.optim import build_optimizer
 from mc_core.queue import FeatureQueue
 from mc_core.recipes import merge
-from mc_vision_language.backbone import Backbone
+from mc_vision_language.backbone import Backbone, Encoded
 from mc_vision_language.fusion import ImageKeys, KeyValue
 from mc_vision_language.methods.albef.masking import Masked
 from mc_vision_language.methods.albef.model import ALBEF
@@ -86,8 +86,9 @@ class HeadOnAllTokens(ALBEF):
     """Predicts words everywhere, then looks at masked places."""
 
     @staticmethod
-    def _words(backbone: Backbone, masked: Masked, mask: Tensor, keys: ImageKeys) -> Tensor:
-        fused = backbone.fuse(backbone.text_states(masked.input_ids, mask), mask, keys)
+    def _words(backbone: Backbone, encoded: Encoded, masked: Masked, mask: Tensor, keys: ImageKeys) -> Tensor:
+        assert encoded.masked is not None
+        fused = backbone.fuse(encoded.masked, mask, keys)
         return backbone.lm_logits(fused)[masked.rows, masked.columns]
 
 

@@ -234,15 +234,11 @@ def encode_step(backbone: Backbone, batch: Batch, masked: Masked | None) -> tupl
     Plain and masked captions go through the text layers as one batch of 2B.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    tokens = backbone.image_tokens(batch["view"])
-    if masked is None:
-        states = backbone.text_states(ids, mask)
-        return Encoded(tokens, states, backbone.embed_image_tokens(tokens), backbone.embed_text_states(states)), None
-    both = backbone.text_states(torch.cat([ids, masked.input_ids]), torch.cat([mask, mask]))
-    states, hidden = both.chunk(2)
-    fused = backbone.fuse(hidden, mask, backbone.keys(tokens))
-    words = backbone.lm_logits(fused[masked.rows, masked.columns])
-    return Encoded(tokens, states, backbone.embed_image_tokens(tokens), backbone.embed_text_states(states)), words
+    encoded = backbone(batch["view"], ids, mask, None if masked is None else masked.input_ids)
+    if masked is None or encoded.masked is None:
+        return encoded, None
+    fused = backbone.fuse(encoded.masked, mask, backbone.keys(encoded.tokens))
+    return encoded, backbone.lm_logits(fused[masked.rows, masked.columns])
 
 
 def wide(x: Tensor) -> Tensor:

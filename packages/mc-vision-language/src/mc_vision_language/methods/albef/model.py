@@ -13,7 +13,7 @@ and, in shares of α, its targets and those of MLM (section 3.3). One step, θ t
     then       θ′ ← m θ′ + (1 − m) θ; the batch's z′ enter the queues                                           after_step
 
 Images are projected to keys and values once for all four passes through the fusion layers; those of matching run as one batch of
-3B, and the head for words sees masked places alone.
+3B, plain and masked captions pass the text encoder as one of 2B, and the head for words sees masked places alone.
 
 Deviations from the official code, each without effect on what the paper defines: negatives are masked with −∞ before the softmax
 (the code zeroes them after it, and stops when nothing is left), a queue has no random rows before it is filled, the teacher moves
@@ -134,8 +134,10 @@ class ALBEF(Method):
         """The three losses of a micro-batch."""
         config = self.config
         alpha = config.alpha_at(progress.step / max(progress.steps_per_epoch, 1))
-        student = self.backbone(batch["view"], batch["input_ids"], batch["attention_mask"])
-        taught = self._taught(batch)
+        distilled = alpha if config.distil_mlm else 0.0
+        masked = self._masked(batch, progress) if config.mlm else None
+        student = self.backbone(*_inputs(batch, masked))
+        taught = self._taught(batch, masked if distilled else None)
         same = self._same(batch)
         logits = self._contrast_logits(student, taught)
         losses: dict[str, Tensor] = {}
@@ -145,18 +147,17 @@ class ALBEF(Method):
         keys = self.backbone.keys(student.tokens) if config.itm or config.mlm else None
         if config.itm and keys is not None:
             losses["itm"] = self._matching(batch, student.states, keys, logits, same, progress)
-        if config.mlm and keys is not None:
-            share = alpha if config.distil_mlm else 0.0
-            losses["mlm"] = self._masked_words(batch, keys, taught.tokens, share, progress)
+        if masked is not None and keys is not None:
+            losses["mlm"] = self._masked_words(batch["attention_mask"], masked, student, keys, taught, distilled)
         total = torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum()
         metrics: dict[str, Tensor | float] = {name: loss.detach() for name, loss in losses.items()}
         metrics |= {"temperature": self.model.temperature.detach(), "alpha": alpha}
         return StepOutput(total, metrics, {"query": student.image, "key": taught.text})
 
     @torch.no_grad()
-    def _taught(self, batch: Batch) -> Encoded:
+    def _taught(self, batch: Batch, masked: Masked | None = None) -> Encoded:
         """The teacher's V′, T′ and z′."""
-        return self.teacher(batch["view"], batch["input_ids"], batch["attention_mask"])
+        return self.teacher(*_inputs(batch, masked))
 
     def _contrast_logits(self, query: Encoded, taught: Encoded) -> tuple[Tensor, Tensor]:
         """(B, B + K) logits of images against texts and of texts against images; keys are the teacher's, of batch and queue."""
@@ -221,19 +222,17 @@ class ALBEF(Method):
         return hard_negatives(logits[:, :B], same[:, :B], noise, self.config.hard_negative_strength)
 
     def _masked_words(
-        self, batch: Batch, keys: ImageKeys, taught_tokens: Tensor, alpha: float, progress: Progress
+        self, mask: Tensor, masked: Masked, student: Encoded, keys: ImageKeys, taught: Encoded, alpha: float
     ) -> Tensor:
         """L_mlm: the whole text stack on masked ids, with the image; the head at masked places alone."""
-        mask = batch["attention_mask"]
-        masked = self._masked(batch, progress)
-        logits = self._words(self.backbone, masked, mask, keys)
-        taught = None
+        logits = self._words(self.backbone, student, masked, mask, keys)
+        soft = None
         if alpha:
             with torch.no_grad():
                 teacher = self.teacher.module
                 assert isinstance(teacher, Backbone)
-                taught = self._words(teacher, masked, mask, teacher.keys(taught_tokens))
-        return masked_words(logits, masked.words, taught, alpha).mean()
+                soft = self._words(teacher, taught, masked, mask, teacher.keys(taught.tokens))
+        return masked_words(logits, masked.words, soft, alpha).mean()
 
     def _masked(self, batch: Batch, progress: Progress) -> Masked:
         ids = batch["input_ids"]
@@ -249,9 +248,10 @@ class ALBEF(Method):
         )
 
     @staticmethod
-    def _words(backbone: Backbone, masked: Masked, mask: Tensor, keys: ImageKeys) -> Tensor:
+    def _words(backbone: Backbone, encoded: Encoded, masked: Masked, mask: Tensor, keys: ImageKeys) -> Tensor:
         """(M, V) logits at masked places."""
-        fused = backbone.fuse(backbone.text_states(masked.input_ids, mask), mask, keys)
+        assert encoded.masked is not None
+        fused = backbone.fuse(encoded.masked, mask, keys)
         return backbone.lm_logits(fused[masked.rows, masked.columns])
 
     def _remember(self, batch: Batch, taught: Encoded, step: int) -> None:
@@ -326,3 +326,8 @@ def _ids(queue: FeatureQueue) -> Tensor:
     ids = queue.ids
     assert ids is not None
     return ids
+
+
+def _inputs(batch: Batch, masked: Masked | None) -> tuple[Tensor | None, ...]:
+    """What :meth:`Backbone.forward` takes."""
+    return batch["view"], batch["input_ids"], batch["attention_mask"], None if masked is None else masked.input_ids

@@ -181,18 +181,17 @@ class AstreaJoint(AstreaMethod):
     def contrast(self, seen: Seen, prepared: Keys, micro: int) -> Tensor:
         """L_mc of a micro-batch against the keys of the step and of the queues."""
         with torch.autocast(seen.image.device.type, enabled=False):
-            same = self._same(prepared, micro, len(seen.image))
-            scale = self.fusion.logit_scale.to(seen.image.dtype).exp()
-            soft = self.config.soft_targets
-            total = seen.image.new_zeros(())
+            soft, scale = self.config.soft_targets, self.fusion.logit_scale.to(seen.image.dtype).exp()
+            logits, taught = [], []
             for query, own, other in ((seen.image, "image", "text"), (seen.text, "text", "image")):
                 keys, queue = prepared.keys[other], self._queued(other)
-                taught = None
+                logits.append(contrast_logits(query, keys, queue, scale))
                 if soft:
                     asked = self._own(prepared, own, micro, len(query)).to(query.dtype)
-                    taught = contrast_logits(asked, keys, queue, scale.detach())
-                total = total + contrast(contrast_logits(query, keys, queue, scale), same, taught, soft)
-            return 0.5 * total
+                    taught.append(contrast_logits(asked, keys, queue, scale.detach()))
+            same = self._same(prepared, micro, len(seen.image)).repeat(2, 1)
+            # the mean over rows of both directions is half of each
+            return contrast(torch.cat(logits), same, torch.cat(taught) if soft else None, soft)
 
     def balance(self, fused: Fused) -> dict[str, Tensor]:
         """L_bal or L_imp, and L_z, of a micro-batch; nothing for the baselines."""
@@ -258,19 +257,20 @@ class AstreaJoint(AstreaMethod):
         if router is None or weights is None or fused.selected is None:
             return {}
         experts = len(self.config.kinds)
+        mean = weights.flatten(0, -2).mean(0)
         each = -torch.special.xlogy(weights, weights).sum(-1).mean() / math.log(max(experts, 2))
-        found: dict[str, Tensor | float] = {"entropy": normalised_entropy(weights), "entropy_each": each}
+        found: dict[str, Tensor | float] = {"entropy": normalised_entropy(mean[None]), "entropy_each": each}
         named = {
-            "weight": weights.flatten(0, -2).mean(0),
-            "load": fused.selected.flatten(0, -2).to(weights.dtype).mean(0),
-            "usefulness": router.allocator.last,
+            "weight": mean,
+            "load": fused.selected.flatten(0, -2).sum(0) / fused.selected[..., 0].numel(),
+            "usefulness": router.allocator.last.clone(),  # moves in place
         }
         if self.config.allocator:
             named["alpha"] = router.allocator.alpha(self.config.allocator)
         if router.bias is not None:
-            named["beta"] = router.bias.beta
+            named["beta"] = router.bias.beta.clone()
         for name, values in named.items():
-            found |= {f"{name}/{kind}": value.clone() for kind, value in zip(self.config.kinds, values, strict=True)}
+            found |= {f"{name}/{kind}": value for kind, value in zip(self.config.kinds, values.unbind(), strict=True)}
         return found
 
     def after_step(self, progress: Progress) -> None:
