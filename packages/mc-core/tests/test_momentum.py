@@ -153,6 +153,35 @@ def test_replaced_parameters_are_followed():
     assert (pair.key.module[0].weight == 3).all()
 
 
+def test_what_is_cast_or_moved_in_place_between_updates_is_followed():
+    """The same parameter objects, of which some hold another dtype now."""
+    online = network()
+    encoder = MomentumEncoder(online, momentum=0.5)
+    change(online)
+    encoder.update()
+    online[3].double()
+    change(online, 2)
+    expected = [
+        0.5 * k + 0.5 * q.float() for k, q in zip(encoder.module.parameters(), online.parameters(), strict=True)
+    ]
+    encoder.update()
+    for mine, reference in zip(encoder.module.parameters(), expected, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, reference.detach())
+
+
+@pytest.mark.parametrize("policy", ["copy", "ema"])
+def test_a_replaced_buffer_is_followed(policy):
+    online = network()
+    encoder = MomentumEncoder(online, momentum=0.5, buffers=policy)
+    encoder.update()
+    before = encoder.module[1].running_mean.clone()
+    online[1].running_mean = torch.full((4,), 3.0)
+    encoder.update()
+    expected = torch.full((4,), 3.0) if policy == "copy" else 0.5 * before + 1.5
+    torch.testing.assert_close(encoder.module[1].running_mean, expected)
+
+
 def test_a_replaced_layer_of_the_same_shape_is_followed_and_another_shape_is_an_error():
     pair = Pair(momentum=0.0)
     pair.key.update()

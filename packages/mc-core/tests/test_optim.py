@@ -1,4 +1,4 @@
-"""LARS against a loop over parameters, its limits, its state, and the optimizer that a Fit asks for."""
+"""LARS against a loop over parameters, Adam against torch's, their limits and state, and the optimizer that a Fit asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from mc_core.engine.config import Fit
 from mc_core.errors import ConfigError
-from mc_core.optim import LARS, build_optimizer, clip_each_gradient
+from mc_core.optim import LARS, StraightAdam, build_optimizer, clip_each_gradient
 
 LR, MOMENTUM, DECAY, TRUST = 0.3, 0.9, 0.02, 0.01
 
@@ -150,8 +150,17 @@ def test_values_out_of_range_are_named(bad):
             {"lr": 0.6, "momentum": 0.8, "trust_coefficient": 0.002, "weight_decay": 1e-4, "exclude_1d": True},
         ),
         (Fit(optimizer="lars", adapt_1d=True), LARS, {"exclude_1d": False}),
-        (Fit(optimizer="adam", lr=1e-3, betas=(0.8, 0.9)), torch.optim.Adam, {"lr": 1e-3, "betas": (0.8, 0.9)}),
-        (Fit(optimizer="adamw", lr=1e-3, weight_decay=0.1), torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+        (
+            Fit(optimizer="adam", lr=1e-3, betas=(0.8, 0.9)),
+            StraightAdam,
+            {"lr": 1e-3, "betas": (0.8, 0.9), "decoupled_weight_decay": False},
+        ),
+        (
+            Fit(optimizer="adamw", lr=1e-3, weight_decay=0.1),
+            StraightAdam,
+            {"lr": 1e-3, "weight_decay": 0.1, "decoupled_weight_decay": True},
+        ),
+        (Fit(optimizer="adamw", precision="fp16"), torch.optim.AdamW, {"foreach": True}),
     ],
 )
 def test_a_fit_builds_its_optimizer(fit, kind, expected):
@@ -180,3 +189,87 @@ def test_each_gradient_is_clipped_by_its_own_norm():
     for p, direction, norm in zip(params[:-1], directions, norms, strict=True):
         torch.testing.assert_close(p.grad, direction * min(norm, 3.0), rtol=1e-6, atol=0)
     assert params[-1].grad is None
+
+
+def adams(decoupled: bool, **options: object) -> list[tuple[torch.optim.Optimizer, list[nn.Parameter]]]:
+    """torch's and ours, each on parameters of its own in two groups."""
+    found = []
+    for kind in ({True: torch.optim.AdamW, False: torch.optim.Adam}[decoupled], StraightAdam):
+        params = parameters()
+        groups = [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:], "lr": 0.05}]
+        if kind is StraightAdam:
+            given = {**options, "decoupled_weight_decay": decoupled}
+        else:
+            given = {**options, "fused": True}
+        found.append((kind(groups, lr=0.01, betas=(0.8, 0.95), weight_decay=0.0, **given), params))  # type: ignore[arg-type]
+    return found
+
+
+def same(made: list[tuple[torch.optim.Optimizer, list[nn.Parameter]]]) -> bool:
+    (theirs, p_theirs), (ours, p_ours) = made
+    equal = [torch.equal(a, b) for a, b in zip(p_theirs, p_ours, strict=True)]
+    for a, b in zip(p_theirs, p_ours, strict=True):
+        first, second = theirs.state.get(a, {}), ours.state.get(b, {})
+        assert first.keys() == second.keys()
+        equal += [torch.equal(first[name], second[name]) for name in first]
+    return all(equal)
+
+
+@pytest.mark.parametrize("decoupled", [True, False], ids=["adamw", "adam"])
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"maximize": True}], ids=["plain", "amsgrad", "maximize"])
+def test_adam_is_torchs_to_the_bit(decoupled, options):
+    """Also while tensors get their first gradient later than others, or none."""
+    made = adams(decoupled, **options)
+    start = parameters()
+    for step in range(6):
+        for optimizer, params in made:
+            for number, (p, g) in enumerate(zip(params, gradients(step), strict=True)):
+                p.grad = None if number == 4 or (number == 1 and step in (0, 3)) else g
+            optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
+            optimizer.step()
+        assert same(made)
+    moved = [not torch.equal(p, old) for p, old in zip(made[1][1], start, strict=True)]
+    assert moved == [True, True, True, True, False]
+
+
+def test_adam_goes_straight_from_the_second_step_on(monkeypatch):
+    """torch's own step is taken where state is made, and where the gradient is scaled."""
+    (_, _), (ours, params) = adams(True)
+    taken = []
+    whole = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, closure=None: (taken.append(1), whole(self, closure))[1])
+    run(ours, params, range(3))
+    assert len(taken) == 1
+    before = [p.detach().clone() for p in params]
+    ours.grad_scale, ours.found_inf = torch.tensor(8.0), torch.tensor(1.0)  # type: ignore[attr-defined]
+    run(ours, params, range(3, 4))
+    assert len(taken) == 2
+    assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))  # infinite: skipped
+    del ours.grad_scale, ours.found_inf  # type: ignore[attr-defined]
+    assert ours.step(lambda: 3.0) == 3.0
+    assert len(taken) == 3
+
+
+def test_adam_and_torchs_go_on_from_each_others_state():
+    made = adams(True)
+    (theirs, p_theirs), (ours, p_ours) = made
+    run(theirs, p_theirs, range(3))
+    run(ours, p_ours, range(3))
+    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in (theirs, ours)]
+    theirs.load_state_dict(states[1])
+    ours.load_state_dict(states[0])
+    run(theirs, p_theirs, range(3, 5))
+    run(ours, p_ours, range(3, 5))
+    assert same(made)
+
+
+def test_adam_takes_groups_of_several_dtypes():
+    mixed = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=torch.float64))]
+    optimizer = StraightAdam(mixed, lr=0.1, decoupled_weight_decay=True)
+    for _ in range(3):
+        for p in mixed:
+            p.grad = torch.full_like(p, 2.0)
+        optimizer.step()
+    assert mixed[0].dtype == torch.float32
+    torch.testing.assert_close(mixed[0].double(), mixed[1].detach(), rtol=1e-6, atol=0)
+    assert float(mixed[1].detach()[0]) < 0.8

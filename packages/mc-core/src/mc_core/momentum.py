@@ -6,6 +6,7 @@ Notation: θk weights of the copy, θq weights of the online network, m momentum
 from __future__ import annotations
 
 import copy
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -48,10 +49,41 @@ class _Slots:
     children: list[tuple[dict[str, nn.Module | None], tuple[nn.Module | None, ...]]] = field(default_factory=list)
     sizes: list[tuple[dict[str, Any], int]] = field(default_factory=list)
 
+    def tensors(self, *, buffers: bool) -> list[Tensor]:
+        """All of both networks as they are now."""
+        slots = self.parameters + self.buffers if buffers else self.parameters
+        return [held[name] for _, ours, theirs, name in slots for held in (ours, theirs)]
+
     def current(self) -> bool:
         """Whether neither network was restructured since."""
         return all(tuple(now.values()) == before for now, before in self.children) and all(
             len(now) == before for now, before in self.sizes
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The calls of an update, which are the same for as long as the tensors are; those of shards, whose memory may be another,
+    are not kept.
+
+    Attributes:
+        tensors: of both networks.
+        kinds: dtype, device and shape of each.
+        averaged: lists of the copy's tensors and the online network's.
+        copied: the same of what is not averaged.
+    """
+
+    tensors: list[Tensor]
+    kinds: list[tuple[torch.dtype, torch.device, torch.Size]]
+    averaged: list[tuple[list[Tensor], list[Tensor]]]
+    copied: list[tuple[list[Tensor], list[Tensor]]]
+
+    def holds(self, now: list[Tensor]) -> bool:
+        """Whether these are the same tensors, none cast, moved or reshaped."""
+        return (
+            len(now) == len(self.tensors)
+            and all(map(operator.is_, now, self.tensors))
+            and [(t.dtype, t.device, t.shape) for t in now] == self.kinds
         )
 
 
@@ -107,6 +139,7 @@ class MomentumEncoder(nn.Module):
         self.evaluation_mode = evaluation_mode
         self._online = [online]  # in a list, so that it is not registered
         self._slots: _Slots | None = None
+        self._plan: _Plan | None = None
         self.module = copy.deepcopy(online).requires_grad_(False)
         self._apply(lambda tensor: tensor)
         self.train(online.training)
@@ -140,15 +173,11 @@ class MomentumEncoder(nn.Module):
             ConfigError: momentum outside [0, 1], or the two networks no longer correspond.
         """
         weight = 1.0 - (self.momentum if momentum is None else _checked(momentum))
-        averaged, copied = _split(self._pairs("parameters"))
-        if self.buffer_policy == "ema":
-            averaged_buffers, copied_buffers = _split(self._pairs("buffers"))
-            averaged, copied = averaged + averaged_buffers, copied + copied_buffers
-        elif self.buffer_policy == "copy":
-            copied += self._pairs("buffers")
-        for ours, theirs in _grouped(averaged):
-            torch._foreach_lerp_(ours, theirs, weight)
-        _copy(copied)
+        plan = self._current_plan()
+        for ours, theirs in plan.averaged:
+            torch._foreach_lerp_(ours, _cast_like(ours, theirs), weight)
+        for ours, theirs in plan.copied:
+            torch._foreach_copy_(ours, _cast_like(ours, theirs))
 
     @torch.no_grad()
     def synchronise(self) -> None:
@@ -191,14 +220,33 @@ class MomentumEncoder(nn.Module):
         return super()._apply(lambda tensor: _at_least_float32(tensor, fn(tensor)), recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_slots": None}  # found anew in a copied or unpickled model
+        return {**self.__dict__, "_slots": None, "_plan": None}  # found anew in a copied or unpickled model
+
+    def _current_slots(self) -> _Slots:
+        if self._slots is None or not self._slots.current():
+            self._slots = _find_slots(self.module, self.online)
+        return self._slots
+
+    def _current_plan(self) -> _Plan:
+        """The calls of an update; made anew when a tensor was replaced, cast or moved since."""
+        slots = self._current_slots()
+        now = slots.tensors(buffers=self.buffer_policy != "own")
+        if self._plan is not None and self._plan.holds(now):
+            return self._plan
+        averaged, copied = _split(self._pairs("parameters"))
+        if self.buffer_policy == "ema":
+            averaged_buffers, copied_buffers = _split(self._pairs("buffers"))
+            averaged, copied = averaged + averaged_buffers, copied + copied_buffers
+        elif self.buffer_policy == "copy":
+            copied += self._pairs("buffers")
+        plan = _Plan(now, [(t.dtype, t.device, t.shape) for t in now], _grouped(averaged), _grouped(copied))
+        self._plan = None if any(map(_is_sharded, now)) else plan
+        return plan
 
     def _pairs(self, kind: Literal["parameters", "buffers"]) -> list[_Pair]:
         """(copy's, online's) tensors as they are now, a tied one once."""
-        if self._slots is None or not self._slots.current():
-            self._slots = _find_slots(self.module, self.online)
         pairs: dict[int, _Pair] = {}
-        for path, ours, theirs, name in getattr(self._slots, kind):
+        for path, ours, theirs, name in getattr(self._current_slots(), kind):
             pair = ours[name], theirs[name]
             if pair[0].shape != pair[1].shape or _is_sharded(pair[0]) != _is_sharded(pair[1]):
                 raise ConfigError(_mismatch(f"{path}.{name}" if path else name, *pair))
@@ -285,7 +333,7 @@ def _split(pairs: Iterable[_Pair]) -> tuple[list[_Pair], list[_Pair]]:
 
 
 def _grouped(pairs: Iterable[_Pair]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Local shards in lists of one device and dtype, as fused calls want them; online's cast to the copy's dtype."""
+    """Local shards in lists of one device and dtype, as fused calls want them."""
     groups: defaultdict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for pair in pairs:
         ours, theirs = map(_local, pair)
@@ -297,7 +345,7 @@ def _grouped(pairs: Iterable[_Pair]) -> list[tuple[list[Tensor], list[Tensor]]]:
         group = groups[ours.device, ours.dtype, theirs.dtype]
         group[0].append(ours)
         group[1].append(theirs)
-    return [(ours, _cast_like(ours, theirs)) for ours, theirs in groups.values()]
+    return list(groups.values())
 
 
 def _cast_like(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
@@ -310,14 +358,15 @@ def _cast_like(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
 
 def _copy(pairs: Iterable[_Pair]) -> None:
     for ours, theirs in _grouped(pairs):
-        torch._foreach_copy_(ours, theirs)
+        torch._foreach_copy_(ours, _cast_like(ours, theirs))
 
 
 def _squared_norms(pairs: Iterable[_Pair]) -> Tensor:
     """(2,): Σ‖θk − θq‖² and Σ‖θq‖² over this process's shards."""
     norms: list[Tensor] = []
     for ours, theirs in _grouped(pairs):
-        for tensors in (torch._foreach_sub(ours, theirs), theirs):
+        wide = _cast_like(ours, theirs)
+        for tensors in (torch._foreach_sub(ours, wide), wide):
             norms.append(torch.stack(torch._foreach_norm(tensors)).square().sum())
     device = norms[0].device
     return torch.stack([norm.to(device) for norm in norms]).view(-1, 2).sum(0)
