@@ -138,6 +138,42 @@ class TestTruth:
                     assert gap.abs() > 0.15
                     assert (gap > 0) == (COLORS[scenes.objects.color[scene, place]] in LIGHT_INKS)
 
+    @pytest.mark.parametrize("turn", [90, -90, 180])
+    def test_a_turn_of_all_digits_turns_the_picture(self, turn: int) -> None:
+        """A quarter turn about the centre moves every pixel of the strokes to another."""
+        plain = SceneConfig(rotation=0, scale=(0.7, 0.7), texture=0, clouds=0, tint=0, noise=0)
+        upright, turned = (
+            digit_scenes(8, size=64, config=plain.model_copy(update={"turn": degrees})) for degrees in (0, turn)
+        )
+        assert (turned.objects.angle == turn).all()
+        assert torch.equal(turned.objects.digit, upright.objects.digit)
+        assert turned.captions == upright.captions
+        for scene in range(8):
+            where = [tuple(round(float(x)) for x in made.objects.center[scene, 0]) for made in (upright, turned)]
+            assert where[0] == where[1]
+            x, y = where[0]
+            reach = min(x, y, 64 - x, 64 - y)
+            before, after = (
+                made.masks[scene, y - reach : y + reach, x - reach : x + reach] for made in (upright, turned)
+            )
+            expected = torch.rot90(before, -turn // 90)  # clockwise
+            assert (expected != after).float().mean() < 0.06  # the centre lies between pixels
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_some_digits_alone(self, split: str) -> None:
+        config = SceneConfig(classes=("three", "seven"))
+        scenes = digit_scenes(200, size=16, digits=(1, 2), split=split, config=config)  # type: ignore[arg-type]
+        shown = scenes.objects.digit[scenes.objects.digit >= 0]
+        assert set(shown.tolist()) == {3, 7}
+        assert 0.35 < (shown == 3).float().mean() < 0.65
+        used = scenes.objects.source[scenes.objects.source >= 0]
+        assert (used < 1437).all() if split == "train" else (used >= 1437).all()
+        assert len(used.unique()) > 50
+        with pytest.raises(ValidationError, match="classes names 'ten'; choose from zero, one"):
+            SceneConfig(classes=("ten",))
+        with pytest.raises(ValidationError, match="classes is empty"):
+            SceneConfig(classes=())
+
     def test_the_angle_turns_the_upright_digit_clockwise(self) -> None:
         upright, turned = (digit_scenes(60, size=96, config=SceneConfig(rotation=limit)) for limit in (0, 45))
         assert turned.objects.angle.abs().max() > 40

@@ -82,11 +82,15 @@ class SceneConfig(StrictModel):
 
     colors: tuple[str, ...] = COLORS
     """Inks to draw from. White, yellow, orange, pink and turquoise are shown on dark grounds, the others on light ones."""
+    classes: tuple[str, ...] = DIGITS
+    """Digits to draw from, as words."""
     scale: tuple[float, float] | None = None
     """Smallest and largest digit height as a share of the canvas. Its lower 40 % are "small", its upper 40 % "large".
     Default: (0.55, 0.8) for one digit per scene, (0.24, 0.46) for more."""
     rotation: float = Field(default=20.0, ge=0, le=60)
     """Largest turn either way, in degrees (beyond 60, six and nine begin to meet)."""
+    turn: float = Field(default=0.0, ge=-180, le=180)
+    """Turn of all digits besides, in degrees, clockwise: another domain of the same digits."""
     color_jitter: float = Field(default=0.06, ge=0, le=0.2)
     """Largest change of each ink channel from its named colour."""
     tint: float | None = Field(default=None, ge=0, le=1)
@@ -104,9 +108,11 @@ class SceneConfig(StrictModel):
     def _check(self) -> Self:
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale {self.scale} must be two rising shares of the canvas, in (0, 1]")
-        for name in self.colors:
-            if name not in COLORS:
-                raise ValueError(f"colors names '{name}'; choose from {', '.join(COLORS)}")
+        for field, names, known in (("colors", self.colors, COLORS), ("classes", self.classes, DIGITS)):
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(f"{field} names '{unknown[0]}'; choose from {', '.join(known)}")
+        if not self.classes:
+            raise ValueError("classes is empty: name a digit at least")
         return self
 
     def shown(self) -> Tensor:
@@ -299,7 +305,9 @@ def _compose(
     ink, classes = strokes()
     pool = len(ink) - _TEST_DIGITS
     low, high = (0, pool) if split == "train" else (pool, len(ink))
-    source_BM = low + (each["source"][..., 0] * (high - low)).long()
+    wanted = torch.tensor([word in config.classes for word in DIGITS])
+    rows = low + wanted[classes[low:high]].nonzero().squeeze(1)
+    source_BM = rows[(each["source"][..., 0] * len(rows)).long()]
 
     dark_B = scene["dark"][:, 0] < 0.5
     hidden_BC = ~config.shown()[dark_B.long()]
@@ -309,7 +317,7 @@ def _compose(
     size_BM = (each["size"][..., 0] < 0.5).long()
     share_BM = 0.4 * each["share"][..., 0] + 0.6 * size_BM  # a gap of a fifth keeps the two words apart
     height_BM = between(share_BM, smallest, largest) * size
-    angle_BM = between(each["angle"][..., 0], -config.rotation, config.rotation)
+    angle_BM = config.turn + between(each["angle"][..., 0], -config.rotation, config.rotation)
     center_BM2 = centers(count_B, scene["layout"], each["place"], height_BM, size)
 
     alpha_BMSS = draw(ink[source_BM], center_BM2, height_BM, angle_BM, size)
