@@ -26,13 +26,12 @@ from mc_core.engine.method import Batch, Progress, StepOutput
 from mc_core.errors import ConfigError
 from mc_core.momentum import MomentumEncoder
 from mc_core.paired_losses import same_thing
-from mc_core.random import uniform
 from mc_vision_language.backbone import Backbone, Encoded
 from mc_vision_language.continual.config import ContinualConfig
 from mc_vision_language.continual.loss import both_ways
 from mc_vision_language.decay import spare_positions
 from mc_vision_language.encoders_config import VisionLanguageConfig
-from mc_vision_language.methods.albef.masking import DRAWS, Masked, mask_tokens
+from mc_vision_language.methods.albef.masking import Masked, masked_batch
 from mc_vision_language.model import VisionLanguageModel
 
 if TYPE_CHECKING:
@@ -190,17 +189,8 @@ class Sequential(ContinualMethod):
 
     def masked(self, batch: Batch, progress: Progress) -> Masked:
         """Which tokens are hidden: a function of seed, epoch and sample."""
-        ids = batch["input_ids"]
-        noise = uniform(progress.run_seed, int(batch["epoch"]), batch["index"], DRAWS * ids.shape[1], stream=_MASKING)
-        vocabulary = self.backbone.text.word_embeddings.num_embeddings
-        return mask_tokens(
-            ids,
-            batch["attention_mask"],
-            noise.unflatten(1, (-1, DRAWS)),
-            self.config.text,
-            vocabulary,
-            self.config.mask_rate,
-        )
+        vocabulary, config = self.backbone.text.word_embeddings.num_embeddings, self.config
+        return masked_batch(batch, progress, config.text, vocabulary, config.mask_rate, stream=_MASKING)
 
     def encode(self, batch: Batch) -> Tensor:
         """(B, d) unit rows of the images of a batch."""

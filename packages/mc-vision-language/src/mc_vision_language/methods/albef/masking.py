@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mc_core.engine.method import Batch, Progress
+from mc_core.random import uniform
 from mc_vision_language.encoders_config import TextEncoderConfig
 
 DRAWS = 3
@@ -61,3 +63,19 @@ def mask_tokens(
     hidden = torch.where(fate < _MASKED, config.mask_id, torch.where(fate < _REPLACED, word, input_ids))
     rows, columns = chosen.nonzero(as_tuple=True)
     return Masked(torch.where(chosen, hidden, input_ids), rows, columns, input_ids[rows, columns])
+
+
+def masked_batch(
+    batch: Batch, progress: Progress, config: TextEncoderConfig, vocabulary: int, rate: float, *, stream: int
+) -> Masked:
+    """:func:`mask_tokens` of a training batch by chance that is a function of seed, epoch and sample.
+
+    Args:
+        batch: with ``input_ids`` and ``attention_mask`` (B, L), ``index`` (B,) and ``epoch``.
+        progress: of the run.
+        config, vocabulary, rate: as of :func:`mask_tokens`.
+        stream: see :func:`mc_core.random.uniform`.
+    """
+    ids = batch["input_ids"]
+    noise = uniform(progress.run_seed, int(batch["epoch"]), batch["index"], DRAWS * ids.shape[1], stream=stream)
+    return mask_tokens(ids, batch["attention_mask"], noise.unflatten(1, (-1, DRAWS)), config, vocabulary, rate)

@@ -46,7 +46,7 @@ from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.fusion import ImageKeys
 from mc_vision_language.methods.albef.config import ALBEFConfig
 from mc_vision_language.methods.albef.loss import contrast, contrast_logits, hard_negatives, masked_words, matching
-from mc_vision_language.methods.albef.masking import DRAWS, Masked, mask_tokens
+from mc_vision_language.methods.albef.masking import Masked, masked_batch
 from mc_vision_language.model import VisionLanguageModel
 
 if TYPE_CHECKING:
@@ -235,17 +235,8 @@ class ALBEF(Method):
         return masked_words(logits, masked.words, soft, alpha).mean()
 
     def _masked(self, batch: Batch, progress: Progress) -> Masked:
-        ids = batch["input_ids"]
-        noise = uniform(progress.run_seed, int(batch["epoch"]), batch["index"], DRAWS * ids.shape[1], stream=_MASKING)
-        vocabulary = self.backbone.text.word_embeddings.num_embeddings
-        return mask_tokens(
-            ids,
-            batch["attention_mask"],
-            noise.unflatten(1, (-1, DRAWS)),
-            self.config.text,
-            vocabulary,
-            self.config.mask_rate,
-        )
+        vocabulary, config = self.backbone.text.word_embeddings.num_embeddings, self.config
+        return masked_batch(batch, progress, config.text, vocabulary, config.mask_rate, stream=_MASKING)
 
     @staticmethod
     def _words(backbone: Backbone, encoded: Encoded, masked: Masked, mask: Tensor, keys: ImageKeys) -> Tensor:
