@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +112,9 @@ def test_a_category_in_two_tasks_is_allowed_and_said(folder, caplog):
     rows = [{"name": room, "data": "shop.tar", "where": {"room": room}} for room in ("kitchen", "garden")]
     with caplog.at_level("WARNING", "mc_core"):
         tasks = read_tasks(write_list(folder, rows), split=SPLIT)
-    assert "the category 'cup' is in 2 tasks (kitchen, garden) and counts as one" in caplog.text
-    assert len(shared_classes(tasks)) == 2
+    assert "2 categories (cup, plate) are in 2 tasks (kitchen, garden) and count as one each" in caplog.text
+    renamed = [replace(tasks[0], classes=np.where(tasks[0].classes == "cup", "jar", tasks[0].classes)), tasks[1]]
+    assert shared_classes(renamed) == ["note: the category 'plate' is in 2 tasks (kitchen, garden) and counts as one"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,26 @@ def test_where_needs_columns(folder):
     assert set(read_tasks(path, split=SPLIT)[0].classes) == {"a"}
 
 
-def test_sample_has_five_tasks_of_two_digits():
+def test_sample_turns_the_same_digits_further_from_task_to_task():
+    counts = {"train": 1000, "validation": 250, "test": 250}
+    tasks = sample_tasks("turns", counts=counts)
+    assert [task.name for task in tasks] == ["upright", "turned 30", "turned 60", "turned 90", "turned 120"]
+    pixels = [one for task in tasks for one in task.pairs.images.array]
+    assert len({one.tobytes() for one in pixels}) == 1500  # no scene twice
+    for task in tasks:
+        assert task.pairs.split_counts() == {"train": 200, "validation": 50, "test": 50}
+        assert set(task.classes.tolist()) == {"zero", "one", "two", "three", "four"}
+        assert all(word in task.pairs.captions_of(row)[0].split() for row, word in enumerate(task.classes.tolist()))
+        assert "turn" not in " ".join(task.pairs.captions)
+    where = "upright, turned 30, turned 60, turned 90, turned 120"
+    (line,) = shared_classes(tasks)
+    assert line == f"note: 5 categories (four, one, three, two …) are in 5 tasks ({where}) and count as one each"
+    assert [task.name for task in sample_tasks("turns", counts=counts, reverse=True)] == [task.name for task in tasks][
+        ::-1
+    ]
+
+
+def test_sample_of_two_new_digits_in_each_task():
     counts = {"train": 80, "validation": 40, "test": 40}
     tasks = sample_tasks(counts=counts)
     assert sum(len(task.pairs) for task in tasks) == 160

@@ -62,7 +62,7 @@ def _few(tasks):
 
 
 def test_five_tasks_of_two_digits():
-    tasks = digit_tasks(0)
+    tasks = digit_tasks("digits", 0)
     assert [task.name for task in tasks][:2] == ["zero and one", "two and three"]
     assert sum(len(task.pairs) for task in tasks) == 6000
     for task in tasks:
@@ -71,10 +71,11 @@ def test_five_tasks_of_two_digits():
         assert all(names & set(text.split()) for text in task.pairs.captions)
 
 
-def test_rows_of_digits_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(ctp_claims, "digit_tasks", lambda seed: _few(digit_tasks(seed)[:2]))
-    report = run_ctp_claims(seeds=1, steps=2, keep=tmp_path)
-    assert load_report("ctp_claims") == report
+@pytest.mark.parametrize(("kind", "name"), [("turns", "ctp_turns"), ("digits", "ctp_claims")])
+def test_rows_of_digits_are_kept(kind, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(ctp_claims, "digit_tasks", lambda kind, seed: _few(digit_tasks(kind, seed)[:2]))
+    report = run_ctp_claims(seeds=1, steps=2, keep=tmp_path, tasks=kind)
+    assert load_report(name) == report
     assert [row.name for row in report.rows] == [*ROWS, UNTRAINED]
     assert list(report.rows[0].values) == list(TABLE.values())
     for row in report.rows[:2]:
@@ -87,9 +88,9 @@ def test_rows_of_digits_are_kept(tmp_path, monkeypatch):
         raise AssertionError("a finished row is trained again")
 
     monkeypatch.setattr(ctp_claims, "run_sequence", trained_again)
-    assert run_ctp_claims(seeds=1, steps=2, keep=tmp_path).rows == report.rows
+    assert run_ctp_claims(seeds=1, steps=2, keep=tmp_path, tasks=kind).rows == report.rows
     with pytest.raises(CheckpointError, match="other settings"):
-        run_ctp_claims(seeds=1, steps=3, keep=tmp_path)
+        run_ctp_claims(seeds=1, steps=3, keep=tmp_path, tasks=kind)
 
 
 def test_products_in_both_orders(tmp_path, monkeypatch):
@@ -106,12 +107,12 @@ def test_products_in_both_orders(tmp_path, monkeypatch):
                         member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
     monkeypatch.setattr(ctp_claims, "PRODUCTS", PRODUCTS[:2])
-    report = run_ctp_claims(seeds=1, steps=2, keep=tmp_path / "kept", data=tmp_path)
+    report = run_ctp_claims(seeds=1, steps=2, keep=tmp_path / "kept", tasks="products", data=tmp_path)
     names = [row.name for row in report.rows]
     assert names == [SEQUENTIAL, FULL, UNTRAINED, *(f"reversed: {n}" for n in (SEQUENTIAL, FULL, UNTRAINED))]
     assert f"reversed: {FULL} − {SEQUENTIAL}" in report.reading
     with pytest.raises(ConfigError, match="no such folder"):
-        run_ctp_claims(seeds=1, steps=2, keep=tmp_path / "kept", data=tmp_path / "nowhere")
+        run_ctp_claims(seeds=1, steps=2, keep=tmp_path / "kept", tasks="products", data=tmp_path / "nowhere")
 
 
 def test_every_other_method_is_a_baseline():

@@ -59,7 +59,7 @@ def run_continual(options: ContinualOptions) -> None:
         return
     keep_freed_memory()
     join_processes(base.fit)
-    data_name = SAMPLE_TASKS if options.source is None else Path(options.source.removeprefix("p9d:")).stem
+    data_name = SAMPLE_TASKS["digits"] if options.source is None else Path(options.source.removeprefix("p9d:")).stem
     order = "-reversed" if options.reverse else ""
     out = options.out or Path("runs") / f"continual-{folder_name(data_name)}{order}"
     with _cleared(out):
@@ -89,7 +89,7 @@ def _methods(options: ContinualOptions) -> Sequence[str]:
 def _read(options: ContinualOptions, base: Recipe[Any]) -> list[TaskPairs]:
     with first_process_first():
         if options.source is None:
-            with Status(f"drawing {SAMPLE_TASKS}"):
+            with Status(f"drawing {SAMPLE_TASKS['digits']}"):
                 return sample_tasks(reverse=options.reverse)
         with Status(f"opening {options.source}"):
             return read_tasks(

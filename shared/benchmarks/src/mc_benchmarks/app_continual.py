@@ -13,7 +13,7 @@ _KEEP = Path("runs/benchmarks")
 def ctp_claims(
     *, seeds: int = 5, steps: int = 200, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
 ) -> None:
-    """What CTP and its parts are worth beside sequential fine-tuning and joint training, on scenes of digits in five tasks.
+    """What CTP and its parts are worth beside sequential fine-tuning and joint training, on two new digits in each of five tasks.
 
     Args:
         seeds: Weights and order of their own.
@@ -25,6 +25,23 @@ def ctp_claims(
     from mc_benchmarks.ctp_claims import run_ctp_claims
 
     run_ctp_claims(seeds=seeds, steps=steps, others=others, keep=keep, only_seed=only_seed)
+
+
+def ctp_turns(
+    *, seeds: int = 5, steps: int = 250, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
+) -> None:
+    """The same on five digits that are turned further from task to task.
+
+    Args:
+        seeds: Weights and order of their own.
+        steps: Optimizer steps of each task.
+        others: Also EWC, MAS, SI, RWalk, AFEC, LwF, herding, k-means, iCaRL and LUCIR.
+        keep: Where finished rows are kept.
+        only_seed: Train the rows of this seed and report nothing, for several processes.
+    """
+    from mc_benchmarks.ctp_claims import run_ctp_claims
+
+    run_ctp_claims(seeds=seeds, steps=steps, others=others, keep=keep, only_seed=only_seed, tasks="turns")
 
 
 def ctp_products(
@@ -54,6 +71,7 @@ def ctp_products(
         others=others,
         keep=keep,
         only_seed=only_seed,
+        tasks="products",
         data=data or Path(os.environ.get("MC_DATA", ".")) / "vision-language",
     )
 
@@ -72,4 +90,4 @@ def growclip_claims(*, seeds: int = 5, steps: int = 120, keep: Path = _KEEP, onl
     run_growclip_claims(seeds=seeds, steps=steps, keep=keep, only_seed=only_seed)
 
 
-CONTINUAL_COMMANDS: tuple[Callable[..., Any], ...] = (ctp_claims, ctp_products, growclip_claims)
+CONTINUAL_COMMANDS: tuple[Callable[..., Any], ...] = (ctp_claims, ctp_turns, ctp_products, growclip_claims)

@@ -1,5 +1,6 @@
-"""What each part of CTP is worth beside sequential and joint training and other methods, over seeds: on scenes of digits in
-five tasks of two, and on real pictures of products in a sequence of categories.
+"""What each part of CTP is worth beside sequential and joint training and other methods, over seeds: on tasks of two digits each
+that have no word in common, on digits turned further from task to task, and on real pictures of products in a sequence of
+categories.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -23,7 +24,7 @@ from mc_core.recipes import merge
 from mc_core.seeds import Spread
 from mc_vision_language.continual.evaluating import MEASURES, sequence_scores
 from mc_vision_language.continual.running import base_recipe, run_sequence, untrained_figures
-from mc_vision_language.continual.tasks import TaskPairs, read_tasks, sample_tasks
+from mc_vision_language.continual.tasks import SampleTasks, TaskPairs, read_tasks, sample_tasks
 
 _log = logging.getLogger("mc_core")
 RECIPE = "ctp-laptop"
@@ -143,13 +144,20 @@ PRODUCTS: tuple[dict[str, Any], ...] = (
     {"name": "footwear", "data": "fashion-products.tar", "where": {"category": "Footwear"}, "category": "articleType"},
     {"name": "fruit", "data": "grocery-products.tar", "where": {"category": "Fruit"}, "category": "class_name"},
 )
+Tasks = Literal["turns", "digits", "products"]
+BENCHMARKS: dict[Tasks, tuple[str, int, str]] = {
+    "turns": ("ctp_turns", 250, "five digits with captions, turned further from task to task"),
+    "digits": ("ctp_claims", 200, "digits with captions, two new ones in each task"),
+    "products": ("ctp_products", 120, "real pictures of products with their titles"),
+}
+"""Name of the report, usual steps of a task, and what it is about."""
 SHARES = (0.7, 0.0, 0.3)
 _STORED = 40  # pixels that real pictures are kept at
 
 
-def digit_tasks(seed: int) -> list[TaskPairs]:
-    """The embedded sample: plain scenes of one digit in five tasks of two, other scenes for each seed."""
-    return sample_tasks(seed=seed)
+def digit_tasks(kind: SampleTasks, seed: int) -> list[TaskPairs]:
+    """The embedded sample: plain scenes of one digit in five tasks, other scenes for each seed."""
+    return sample_tasks(kind, seed=seed)
 
 
 def product_tasks(data: Path, seed: int) -> list[TaskPairs]:
@@ -171,6 +179,7 @@ def run_ctp_claims(
     seeds: int,
     steps: int,
     keep: Path,
+    tasks: Tasks = "digits",
     others: bool = False,
     data: Path | None = None,
     only_seed: int | None = None,
@@ -181,23 +190,28 @@ def run_ctp_claims(
         seeds: how many, each with weights and order of its own.
         steps: optimizer steps of each task.
         keep: where finished rows are kept.
+        tasks: ``digits`` or ``turns`` of the sample, or ``products``, in both orders.
         others: also the other methods that CTP was compared with.
-        data: folder of the real sets: then these, in both orders, instead of digits.
+        data: folder of the real sets, for ``products``.
         only_seed: compute the rows of this seed alone and report nothing, for several processes.
     """
-    if data is not None and not data.is_dir():
+    if tasks == "products" and (data is None or not data.is_dir()):
         raise ConfigError(f"{data}: no such folder; name it with --data, or the folder above it with MC_DATA")
-    name = "ctp_claims" if data is None else "ctp_products"
-    settings = DIGIT_SETTINGS if data is None else PRODUCT_SETTINGS
-    arms = {row: PARTS[row] for row in (PARTS if data is None else SHORT)} | (OTHERS if others else {})
+    name, usual_steps, what = BENCHMARKS[tasks]
+    settings = PRODUCT_SETTINGS if tasks == "products" else DIGIT_SETTINGS
+    arms = {row: PARTS[row] for row in (SHORT if tasks == "products" else PARTS)} | (OTHERS if others else {})
     changes = merge(settings, {"fit": {"steps": steps}})
     found: dict[str, list[dict[str, float]]] = {}
     count = 0
     for seed in range(seeds) if only_seed is None else (only_seed,):
-        tasks = digit_tasks(seed) if data is None else product_tasks(data, seed)
-        count = len(tasks)
-        for order in ("",) if data is None else ("", "reversed: "):
-            sequence = tasks[::-1] if order else tasks
+        if tasks == "products":
+            assert data is not None
+            drawn = product_tasks(data, seed)
+        else:
+            drawn = digit_tasks(tasks, seed)
+        count = len(drawn)
+        for order in ("", "reversed: ") if tasks == "products" else ("",):
+            sequence = drawn[::-1] if order else drawn
             place = keep / name.replace("_", "-") / f"seed-{seed}{'-reversed' if order else ''}"
             for row, arm in arms.items():
                 scores = _row(arm, sequence, changes, seed, place / _folder(row))
@@ -208,8 +222,7 @@ def run_ctp_claims(
             )
     if only_seed is not None:
         return None
-    given = (("seeds", seeds, 5), ("steps", steps, 200))
-    what = "scenes of digits with captions" if data is None else "real pictures of products with their titles"
+    given = (("seeds", seeds, 5), ("steps", steps, usual_steps))
     report = Report(
         benchmark=name,
         command=f"uv run mc-benchmark {name.replace('_', '-')}"

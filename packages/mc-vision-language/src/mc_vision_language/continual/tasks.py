@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -39,13 +39,21 @@ from mc_vision_language.data.stored_images import TarImages
 from mc_vision_language.sample import PLAIN_SCENE, PLAIN_SIZE
 
 _log = logging.getLogger("mc_core")
-SAMPLE_TASKS = "five tasks of two digits"
+SampleTasks = Literal["digits", "turns"]
+SAMPLE_TASKS: dict[SampleTasks, str] = {"digits": "five tasks of two digits", "turns": "five turns of digits"}
 SAMPLE_COUNTS = {"train": 4000, "validation": 1000, "test": 1000}
 """Scenes of all five tasks together. Validation scenes are made of the scans of the training scenes, test scenes of those of other
 writers."""
+TURN_COUNTS = {"train": 5000, "validation": 1000, "test": 1000}
+"""The same of turned digits."""
+TURNS = (0, 30, 60, 90, 120)
+"""Degrees of the five domains."""
+TURNED = DIGITS[:5]
+"""Digits of the turned domains: few enough to be learned in half a minute, and none looks like another however it is turned."""
 _P9D = "p9d:"
 _CATEGORY = "category"
 _PARTS = ("train", "test")
+_NAMED = 4  # of categories in a line
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".json")
 
 
@@ -168,7 +176,7 @@ def checked(tasks: Sequence[TaskPairs]) -> None:
 
 
 def shared_classes(tasks: Sequence[TaskPairs]) -> list[str]:
-    """A line for each class that is in several tasks; it is one class wherever it occurs.
+    """A line for classes that are in the same several tasks; each of them is one class wherever it occurs.
 
     >>> shared_classes([])
     []
@@ -177,28 +185,52 @@ def shared_classes(tasks: Sequence[TaskPairs]) -> list[str]:
     for task in tasks:
         for name in np.unique(task.classes).tolist():
             found.setdefault(name, []).append(task.name)
-    return [
-        f"note: the category '{name}' is in {len(names)} tasks ({', '.join(names)}) and counts as one"
-        for name, names in found.items()
-        if len(names) > 1
-    ]
+    together: dict[tuple[str, ...], list[str]] = {}
+    for name, places in found.items():
+        if len(places) > 1:
+            together.setdefault(tuple(places), []).append(name)
+    lines = []
+    for places, names in together.items():
+        where = f"in {len(places)} tasks ({', '.join(places)})"
+        if len(names) == 1:
+            lines.append(f"note: the category '{names[0]}' is {where} and counts as one")
+        else:
+            few = ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
+            lines.append(f"note: {len(names)} categories ({few}) are {where} and count as one each")
+    return lines
 
 
-def sample_tasks(*, seed: int = 0, counts: Mapping[str, int] | None = None, reverse: bool = False) -> list[TaskPairs]:
-    """The embedded sample: scenes of one digit, five tasks of two digit words each.
+def sample_tasks(
+    kind: SampleTasks = "digits", *, seed: int = 0, counts: Mapping[str, int] | None = None, reverse: bool = False
+) -> list[TaskPairs]:
+    """The embedded sample: scenes of one digit, in five domains.
 
     Args:
+        kind: ``digits``: two digits with their words in each task, of which the tasks before know nothing; ``turns``: the same
+            five digits in each task, turned further from task to task, so that old and new have words and shapes in common.
         seed: another seed, other scenes.
-        counts: scenes of each split in all tasks together. Default: :data:`SAMPLE_COUNTS`.
+        counts: scenes of each split in all tasks together. Default: :data:`SAMPLE_COUNTS`, or :data:`TURN_COUNTS`.
         reverse: the last task first.
 
-    >>> tasks = sample_tasks(counts={"train": 60, "validation": 20, "test": 20})
+    >>> few = {"train": 60, "validation": 20, "test": 20}
+    >>> [task.name for task in sample_tasks("turns", counts=few)]
+    ['upright', 'turned 30', 'turned 60', 'turned 90', 'turned 120']
+    >>> tasks = sample_tasks(counts=few)
     >>> [task.name for task in tasks], sorted(set(tasks[1].classes.tolist()))
     (['zero and one', 'two and three', 'four and five', 'six and seven', 'eight and nine'], ['three', 'two'])
     """
-    given = counts or SAMPLE_COUNTS
-    starts = {"train": 0, "validation": given["train"], "test": 0}
-    pairs = scene_pairs(
+    tasks = (
+        _turned_tasks(seed, counts or TURN_COUNTS) if kind == "turns" else _digit_tasks(seed, counts or SAMPLE_COUNTS)
+    )
+    return tasks[::-1] if reverse else tasks
+
+
+def _plain_scenes(seed: int, counts: Mapping[str, int], place: int = 0, **changes: Any) -> Pairs:
+    """Scenes of all splits; those of another place are others. ``changes`` are of how they look."""
+    starts = {"train": 0, "validation": counts["train"], "test": 0}
+    stride = counts["train"] + counts["validation"]
+    scene = PLAIN_SCENE.model_copy(update=changes)
+    return scene_pairs(
         {
             part: digit_scenes(
                 count,
@@ -206,19 +238,37 @@ def sample_tasks(*, seed: int = 0, counts: Mapping[str, int] | None = None, reve
                 digits=(1, 1),
                 seed=seed,
                 split="test" if part == "test" else "train",
-                start=starts[part],
-                config=PLAIN_SCENE,
+                start=place * stride + starts[part],
+                config=scene,
             )
-            for part, count in given.items()
+            for part, count in counts.items()
         }
     )
-    words = np.array([next(word for word in text.split() if word in DIGITS) for text in pairs.captions])
+
+
+def _digit_of(pairs: Pairs) -> np.ndarray:
+    return np.array([next(word for word in text.split() if word in DIGITS) for text in pairs.captions])
+
+
+def _turned_tasks(seed: int, counts: Mapping[str, int]) -> list[TaskPairs]:
+    each = {part: count // len(TURNS) for part, count in counts.items()}
+    tasks = []
+    for place, degrees in enumerate(TURNS):
+        name = f"turned {degrees}" if degrees else "upright"
+        pairs = _plain_scenes(seed, each, place, turn=degrees, classes=TURNED)
+        tasks.append(TaskPairs(name, replace(pairs, location=name), _digit_of(pairs)))
+    return tasks
+
+
+def _digit_tasks(seed: int, counts: Mapping[str, int]) -> list[TaskPairs]:
+    pairs = _plain_scenes(seed, counts)
+    words = _digit_of(pairs)
     tasks = []
     for first in range(0, len(DIGITS), 2):
         both = DIGITS[first : first + 2]
         rows = np.flatnonzero(np.isin(words, both))
         tasks.append(TaskPairs(" and ".join(both), replace(pairs.take(rows), location=" and ".join(both)), words[rows]))
-    return tasks[::-1] if reverse else tasks
+    return tasks
 
 
 def _specs(path: Path) -> list[TaskSpec]:
