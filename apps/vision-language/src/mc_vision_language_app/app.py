@@ -517,6 +517,7 @@ def continual(
     /,
     *,
     method: list[str] | None = None,
+    start: Path | None = None,
     buffer: int | None = None,
     reverse: Annotated[bool, Parameter(negative=())] = False,
     recipe: str | None = None,
@@ -537,9 +538,11 @@ def continual(
     Args:
         source: YAML list of tasks, the first one first, each with name and data (whatever pretrain takes), and where it is wanted
             columns, category and where (column: value, so that one file can hold several domains); or p9d:FOLDER. Without it:
-            five tasks of two handwritten digits each.
+            five handwritten digits, turned further from task to task.
         method: ctp, ctp+er, ctp-first, sequential, joint, ewc, mas, si, rwalk, afec, lwf, er, mof, kmeans, icarl or lucir; repeat
             for several. Default: ctp; without TASKS sequential, ctp and joint.
+        start: A trained model that all methods begin with, such as a run of pretrain or continual: its encoders, tokenizer and
+            image size are taken. Default: encoders as the recipe says; without TASKS a model that has learned five other digits.
         buffer: Samples of finished tasks that are kept, for methods that replay. Default: a hundredth of all.
         reverse: The last task first.
         recipe: A recipe by name (ctp, or ctp-laptop for a small CPU), a YAML file or a run folder; holds for every task.
@@ -557,6 +560,7 @@ def continual(
             read=read or ReadOptions(),
             recipe=recipe,
             out=out,
+            start=start,
             buffer=buffer,
             reverse=reverse,
             json=json,

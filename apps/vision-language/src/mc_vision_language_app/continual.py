@@ -16,18 +16,24 @@ from mc_core.engine.distribution import join_processes
 from mc_core.errors import ConfigError, McError, closest
 from mc_core.recipes import to_yaml
 from mc_core.report import write_report
-from mc_core.runs import folder_name
+from mc_core.runs import folder_name, pick_device
 from mc_vision_language.continual.base import CITATION
 from mc_vision_language.continual.running import SequenceRun, base_recipe, recipe_for, run_sequence, untrained_figures
+from mc_vision_language.continual.sample import sample_start
 from mc_vision_language.continual.table import BASELINES
 from mc_vision_language.continual.tasks import SAMPLE_TASKS, TaskPairs, read_tasks, sample_tasks
 from mc_vision_language.data.options import ReadOptions
+from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.recipe import Recipe
 from mc_vision_language_app import continual_figures as figures
 from mc_vision_language_app.measure import METRIC, RANDOM
 from mc_vision_language_app.pretrain import changes_of
+from mc_vision_language_app.runs import open_run
 
 OWN = "ctp"
+STARTED = "before_the_tasks"
+_START = "start"  # folder of the model that all methods begin with, on the sample
+_LONGER = 1.2  # times the steps of a task, in which that model learns each turn of other digits
 SAMPLE_METHODS = ("sequential", OWN, "joint")
 
 
@@ -40,6 +46,7 @@ class ContinualOptions:
     read: ReadOptions
     recipe: str | None
     out: Path | None
+    start: Path | None
     buffer: int | None
     reverse: bool
     json: bool
@@ -59,17 +66,22 @@ def run_continual(options: ContinualOptions) -> None:
         return
     keep_freed_memory()
     join_processes(base.fit)
-    data_name = SAMPLE_TASKS["digits"] if options.source is None else Path(options.source.removeprefix("p9d:")).stem
+    data_name = SAMPLE_TASKS["turns"] if options.source is None else Path(options.source.removeprefix("p9d:")).stem
     order = "-reversed" if options.reverse else ""
     out = options.out or Path("runs") / f"continual-{folder_name(data_name)}{order}"
     with _cleared(out):
+        start = None if options.start is None else open_run(options.start, pick_device("cpu")).model
         tasks = _read(options, base)
+        if options.source is None and start is None:
+            start = _sample_start(tasks, base, out / _START)
         runs = [
-            run_sequence(name, tasks, base, out / folder_name(name), buffer=options.buffer, source=data_name)
+            run_sequence(
+                name, tasks, base, out / folder_name(name), buffer=options.buffer, source=data_name, start=start
+            )
             for name in methods
         ]
     if rank() == 0:
-        _report(runs, tasks, base, out, clock, options, data_name)
+        _report(runs, tasks, base, out, clock, options, data_name, start)
 
 
 def _methods(options: ContinualOptions) -> Sequence[str]:
@@ -89,8 +101,8 @@ def _methods(options: ContinualOptions) -> Sequence[str]:
 def _read(options: ContinualOptions, base: Recipe[Any]) -> list[TaskPairs]:
     with first_process_first():
         if options.source is None:
-            with Status(f"drawing {SAMPLE_TASKS['digits']}"):
-                return sample_tasks(reverse=options.reverse)
+            with Status(f"drawing {SAMPLE_TASKS['turns']}"):
+                return sample_tasks("turns", reverse=options.reverse)
         with Status(f"opening {options.source}"):
             return read_tasks(
                 options.source,
@@ -99,6 +111,16 @@ def _read(options: ContinualOptions, base: Recipe[Any]) -> list[TaskPairs]:
                 split=base.split,
                 reverse=options.reverse,
             )
+
+
+def _sample_start(tasks: Sequence[TaskPairs], base: Recipe[Any], out: Path) -> VisionLanguageModel:
+    """What all methods begin with: a model that knows five other digits."""
+    fit = base.fit
+    if fit.steps is not None:
+        fit = fit.model_copy(update={"steps": max(1, round(_LONGER * fit.steps))})
+    if rank() == 0:
+        sys.stderr.write(f"first a model learns {SAMPLE_TASKS['before']}, with which all methods begin\n")
+    return sample_start(base.model_copy(update={"fit": fit}), out, seed=fit.seed, tasks=tasks)
 
 
 @contextlib.contextmanager
@@ -121,11 +143,13 @@ def _report(
     clock: Clock,
     options: ContinualOptions,
     data_name: str,
+    start: VisionLanguageModel | None,
 ) -> None:
     with Status("measuring the weights that all began with"):
-        random = untrained_figures(tasks, base, runs[0].run_dir)["union"]["r_m"][-1]
+        before = untrained_figures(tasks, base, runs[0].run_dir, start=start)["union"]["r_m"][-1]
+    named = RANDOM if start is None else STARTED
     shown = next((run for run in runs if run.method == OWN), runs[0])
-    baselines = {run.method: run.r_m for run in runs if run is not shown} | {RANDOM: random}
+    baselines = {run.method: run.r_m for run in runs if run is not shown} | {named: before}
     result = Result(METRIC, shown.r_m, baselines, run=out, seconds=clock.seconds())
     result.fields |= {
         "trained_by": shown.method,
@@ -147,7 +171,7 @@ def _report(
     if options.json:
         result.show(as_json=True, title="")
         return
-    _show(runs, random, f"{data_name}: figures over all {len(tasks)} tasks after the last, on pairs held out")
+    _show(runs, {named: before}, f"{data_name}: figures over all {len(tasks)} tasks after the last, on pairs held out")
     sys.stdout.write(
         "R_m: mean of six recalls in one gallery of all tasks. Forgetting: how much the figure of earlier tasks fell until the "
         "end, positive is forgotten.\nPlasticity: R_m of each task by itself right after it. mAP: the same class found by image "
@@ -174,14 +198,14 @@ def _figures(run: SequenceRun) -> dict[str, float]:
     return {name: value for name, value in every.items() if value == value}
 
 
-def _show(runs: Sequence[SequenceRun], random: float, title: str) -> None:
+def _show(runs: Sequence[SequenceRun], before: Mapping[str, float], title: str) -> None:
     heads = ["R_m", "R1_m", "forgetting", "plasticity", "mAP@1", "mAP@10"]
     rows = [
         [run.method, *(f"{found[head]:.3f}" if head in found else "–" for head in heads), f"{run.seconds:.0f} s"]
         for run in runs
         for found in [_figures(run)]
     ]
-    rows.append(["random encoder", f"{random:.3f}", *["–"] * len(heads)])
+    rows += [[name.replace("_", " "), f"{value:.3f}", *["–"] * len(heads)] for name, value in before.items()]
     print_table(title, ["", *heads, "training"], rows)
     several = [run for run in runs if len(run.results) == len(run.tasks)]
     if several:

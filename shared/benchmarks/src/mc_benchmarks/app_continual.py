@@ -44,6 +44,23 @@ def ctp_turns(
     run_ctp_claims(seeds=seeds, steps=steps, others=others, keep=keep, only_seed=only_seed, tasks="turns")
 
 
+def ctp_started(
+    *, seeds: int = 5, steps: int = 250, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
+) -> None:
+    """The same on turned digits, by a model that knows five other digits already.
+
+    Args:
+        seeds: Weights and order of their own.
+        steps: Optimizer steps of each task.
+        others: Also EWC, MAS, SI, RWalk, AFEC, LwF, herding, k-means, iCaRL and LUCIR.
+        keep: Where finished rows are kept.
+        only_seed: Train the rows of this seed and report nothing, for several processes.
+    """
+    from mc_benchmarks.ctp_claims import run_ctp_claims
+
+    run_ctp_claims(seeds=seeds, steps=steps, others=others, keep=keep, only_seed=only_seed, tasks="started")
+
+
 def ctp_products(
     *,
     data: Path | None = None,
@@ -90,4 +107,10 @@ def growclip_claims(*, seeds: int = 5, steps: int = 120, keep: Path = _KEEP, onl
     run_growclip_claims(seeds=seeds, steps=steps, keep=keep, only_seed=only_seed)
 
 
-CONTINUAL_COMMANDS: tuple[Callable[..., Any], ...] = (ctp_claims, ctp_turns, ctp_products, growclip_claims)
+CONTINUAL_COMMANDS: tuple[Callable[..., Any], ...] = (
+    ctp_claims,
+    ctp_turns,
+    ctp_started,
+    ctp_products,
+    growclip_claims,
+)

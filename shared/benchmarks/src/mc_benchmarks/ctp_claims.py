@@ -1,6 +1,6 @@
 """What each part of CTP is worth beside sequential and joint training and other methods, over seeds: on tasks of two digits each
-that have no word in common, on digits turned further from task to task, and on real pictures of products in a sequence of
-categories.
+that have no word in common, on digits turned further from task to task, by a new model and by one that knows other digits, and on
+real pictures of products in a sequence of categories.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from mc_core.recipes import merge
 from mc_core.seeds import Spread
 from mc_vision_language.continual.evaluating import MEASURES, sequence_scores
 from mc_vision_language.continual.running import base_recipe, run_sequence, untrained_figures
+from mc_vision_language.continual.sample import sample_start
 from mc_vision_language.continual.tasks import SampleTasks, TaskPairs, read_tasks, sample_tasks
+from mc_vision_language.model import VisionLanguageModel
 
 _log = logging.getLogger("mc_core")
 RECIPE = "ctp-laptop"
@@ -109,14 +111,15 @@ class Arm:
 
 _OFF: dict[str, Any] = {"contrast": 0.0, "cross": 0.0, "same": 0.0, "distil_mlm": 0.0}
 SEQUENTIAL, JOINT, FULL, FIRST = "sequential", "joint, all tasks at once", "CTP", "CTP on task 1, then sequential"
-CROSS, UNTRAINED = "cross-modal topology alone", "random encoder"
+CROSS, UNTRAINED, BEFORE = "cross-modal topology alone", "random encoder", "the model that all start from"
+MOMENTUM, SAME = "compatible momentum contrast alone", "+ same-modal topology"
 PARTS: dict[str, Arm] = {
     SEQUENTIAL: Arm("sequential", {}),
     FIRST: Arm("ctp-first", {}),
-    "compatible momentum contrast alone": Arm("ctp", {**_OFF, "contrast": 1.0}),
+    MOMENTUM: Arm("ctp", {**_OFF, "contrast": 1.0}),
     "the same, one-way average (α = 0)": Arm("ctp", {**_OFF, "contrast": 1.0, "interpolation": 0.0}),
     CROSS: Arm("ctp", {**_OFF, "cross": 1.0}),
-    "+ same-modal topology": Arm("ctp", {**_OFF, "cross": 1.0, "same": 1.0}),
+    SAME: Arm("ctp", {**_OFF, "cross": 1.0, "same": 1.0}),
     "+ same-modal, own column kept": Arm("ctp", {**_OFF, "cross": 1.0, "same": 1.0, "mask_own": False}),
     "CTP without distilled words": Arm("ctp", {"distil_mlm": 0.0}),
     FULL: Arm("ctp", {}),
@@ -129,6 +132,10 @@ OTHERS: dict[str, Arm] = {
 }
 SHORT = (SEQUENTIAL, FIRST, CROSS, FULL, "replay of a reservoir", "CTP and replay", JOINT)
 """Rows on real pictures."""
+STARTED = (SEQUENTIAL, FULL, CROSS, FIRST, MOMENTUM, SAME, "replay of a reservoir", "CTP and replay", JOINT)
+"""Rows of a model that knows something already."""
+START_STEPS = 300
+"""Optimizer steps in which it learned each turn of other digits, all turns at once."""
 TABLE = {
     "last": "R_m over all tasks, at the end",
     "forgetting": "forgetting (A − F)",
@@ -144,8 +151,13 @@ PRODUCTS: tuple[dict[str, Any], ...] = (
     {"name": "footwear", "data": "fashion-products.tar", "where": {"category": "Footwear"}, "category": "articleType"},
     {"name": "fruit", "data": "grocery-products.tar", "where": {"category": "Fruit"}, "category": "class_name"},
 )
-Tasks = Literal["turns", "digits", "products"]
+Tasks = Literal["started", "turns", "digits", "products"]
 BENCHMARKS: dict[Tasks, tuple[str, int, str]] = {
+    "started": (
+        "ctp_started",
+        250,
+        "five digits with captions, turned further from task to task, by a model that knows the other five in these turns",
+    ),
     "turns": ("ctp_turns", 250, "five digits with captions, turned further from task to task"),
     "digits": ("ctp_claims", 200, "digits with captions, two new ones in each task"),
     "products": ("ctp_products", 120, "real pictures of products with their titles"),
@@ -158,6 +170,14 @@ _STORED = 40  # pixels that real pictures are kept at
 def digit_tasks(kind: SampleTasks, seed: int) -> list[TaskPairs]:
     """The embedded sample: plain scenes of one digit in five tasks, other scenes for each seed."""
     return sample_tasks(kind, seed=seed)
+
+
+def started_model(
+    tasks: Sequence[TaskPairs], changes: Mapping[str, Any], seed: int, place: Path
+) -> VisionLanguageModel:
+    """A model that has learned the other five digits in all turns, and has the words of these tasks in its vocabulary."""
+    base = base_recipe(RECIPE, merge(changes, {"fit": {"steps": START_STEPS}}))
+    return sample_start(base, place, seed=seed, tasks=tasks)
 
 
 def product_tasks(data: Path, seed: int) -> list[TaskPairs]:
@@ -190,7 +210,8 @@ def run_ctp_claims(
         seeds: how many, each with weights and order of its own.
         steps: optimizer steps of each task.
         keep: where finished rows are kept.
-        tasks: ``digits`` or ``turns`` of the sample, or ``products``, in both orders.
+        tasks: ``digits`` or ``turns`` of the sample, ``started``: turns, by a model that knows other digits, or ``products``, in
+            both orders.
         others: also the other methods that CTP was compared with.
         data: folder of the real sets, for ``products``.
         only_seed: compute the rows of this seed alone and report nothing, for several processes.
@@ -199,7 +220,8 @@ def run_ctp_claims(
         raise ConfigError(f"{data}: no such folder; name it with --data, or the folder above it with MC_DATA")
     name, usual_steps, what = BENCHMARKS[tasks]
     settings = PRODUCT_SETTINGS if tasks == "products" else DIGIT_SETTINGS
-    arms = {row: PARTS[row] for row in (SHORT if tasks == "products" else PARTS)} | (OTHERS if others else {})
+    shown: Sequence[str] = {"products": SHORT, "started": STARTED}.get(tasks, tuple(PARTS))
+    arms = {row: PARTS[row] for row in shown} | (OTHERS if others else {})
     changes = merge(settings, {"fit": {"steps": steps}})
     found: dict[str, list[dict[str, float]]] = {}
     count = 0
@@ -208,17 +230,18 @@ def run_ctp_claims(
             assert data is not None
             drawn = product_tasks(data, seed)
         else:
-            drawn = digit_tasks(tasks, seed)
+            drawn = digit_tasks("turns" if tasks == "started" else tasks, seed)
         count = len(drawn)
         for order in ("", "reversed: ") if tasks == "products" else ("",):
             sequence = drawn[::-1] if order else drawn
             place = keep / name.replace("_", "-") / f"seed-{seed}{'-reversed' if order else ''}"
+            start = started_model(sequence, changes, seed, place / "start") if tasks == "started" else None
             for row, arm in arms.items():
-                scores = _row(arm, sequence, changes, seed, place / _folder(row))
+                scores = _row(arm, sequence, changes, seed, place / _folder(row), start)
                 found.setdefault(order + row, []).append(scores)
                 _log.info("seed %d, %s: %s", seed, order + row, ", ".join(f"{c} {v:.3f}" for c, v in scores.items()))
-            found.setdefault(order + UNTRAINED, []).append(
-                _untrained(sequence, changes, seed, place / "untrained.json", place / _folder(SEQUENTIAL))
+            found.setdefault(order + (UNTRAINED if start is None else BEFORE), []).append(
+                _untrained(sequence, changes, seed, place / "untrained.json", place / _folder(SEQUENTIAL), start)
             )
     if only_seed is not None:
         return None
@@ -252,7 +275,7 @@ def run_ctp_claims(
             )
             for row, rows in found.items()
         ],
-        reading=_reading(found, steps, count),
+        reading=_reading(found, steps, count, started=tasks == "started"),
     )
     report.save()
     report.show()
@@ -263,14 +286,21 @@ def _folder(row: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in row.lower())
 
 
-def _row(arm: Arm, tasks: Sequence[TaskPairs], changes: Mapping[str, Any], seed: int, place: Path) -> dict[str, float]:
+def _row(
+    arm: Arm,
+    tasks: Sequence[TaskPairs],
+    changes: Mapping[str, Any],
+    seed: int,
+    place: Path,
+    start: VisionLanguageModel | None,
+) -> dict[str, float]:
     """Train and measure, or read what was kept."""
     wanted = {"method": arm.method, "changes": dict(arm.changes), "recipe": changes, "tasks": [t.name for t in tasks]}
     kept = _kept(place / "row.json", wanted)
     if kept is not None:
         return kept
     base = base_recipe(RECIPE, changes)
-    run = run_sequence(arm.method, tasks, base, place, seed=seed, changes=arm.changes)
+    run = run_sequence(arm.method, tasks, base, place, seed=seed, changes=arm.changes, start=start)
     scores = _figures({measure: run.scores(measure) for measure in ("r_m", "map@10")})
     write_json(place / "row.json", {"scores": scores, "settings": wanted})
     return scores
@@ -288,14 +318,19 @@ def _figures(scores: Mapping[str, SequenceScores]) -> dict[str, float]:
 
 
 def _untrained(
-    tasks: Sequence[TaskPairs], changes: Mapping[str, Any], seed: int, place: Path, run_dir: Path
+    tasks: Sequence[TaskPairs],
+    changes: Mapping[str, Any],
+    seed: int,
+    place: Path,
+    run_dir: Path,
+    start: VisionLanguageModel | None,
 ) -> dict[str, float]:
     wanted = {"recipe": changes, "tasks": [task.name for task in tasks]}
     kept = _kept(place, wanted)
     if kept is not None:
         return kept
     base = base_recipe(RECIPE, merge(changes, {"fit": {"seed": seed}}))
-    found = untrained_figures(tasks, base, run_dir)
+    found = untrained_figures(tasks, base, run_dir, start=start)
     scores = _figures({name: sequence_scores([found], name) for name in MEASURES})
     write_json(place, {"scores": scores, "settings": wanted})
     return scores
@@ -321,16 +356,18 @@ _DIFFERENCES = (
     (FULL, SEQUENTIAL),
     (FULL, FIRST),
     (FULL, JOINT),
-    ("compatible momentum contrast alone", SEQUENTIAL),
-    ("compatible momentum contrast alone", "the same, one-way average (α = 0)"),
+    (MOMENTUM, SEQUENTIAL),
+    (MOMENTUM, "the same, one-way average (α = 0)"),
     (CROSS, SEQUENTIAL),
-    ("+ same-modal topology", CROSS),
-    ("+ same-modal topology", "+ same-modal, own column kept"),
+    (SAME, CROSS),
+    (SAME, "+ same-modal, own column kept"),
     ("CTP and replay", "replay of a reservoir"),
 )
 
 
-def _reading(found: Mapping[str, Sequence[Mapping[str, float]]], steps: int, count: int) -> str:
+def _reading(
+    found: Mapping[str, Sequence[Mapping[str, float]]], steps: int, count: int, *, started: bool = False
+) -> str:
     parts = []
     for order in ("", "reversed: "):
         for more, less in _DIFFERENCES:
@@ -341,8 +378,13 @@ def _reading(found: Mapping[str, Sequence[Mapping[str, float]]], steps: int, cou
             said = {c: f"{g.mean:+.3f}" + ("" if g.sd is None else f" ± {g.sd:.3f}") for c, g in gains.items()}
             without = "" if JOINT in (more, less) else f", forgetting {said['forgetting']}"
             parts.append(f"{order}{more} − {less}: R_m {said['last']}{without}")
+    before = (
+        f"All start from a model that learned the other five digits, in {START_STEPS} steps for each turn, all turns at once. "
+        if started
+        else ""
+    )
     return (
-        f"{steps} steps on each of {count} tasks, joint training as many as all together. Held-out pictures; one gallery of all "
-        "tasks for R_m, the mean of six recalls. Positive forgetting: forgotten. A memory holds a hundredth of all samples, at "
-        f"least 10. Differences within a seed, mean ± deviation. {'; '.join(parts)}."
+        f"{before}{steps} steps on each of {count} tasks, joint training as many as all together. Held-out pictures; one gallery "
+        "of all tasks for R_m, the mean of six recalls. Positive forgetting: forgotten. A memory holds a hundredth of all "
+        f"samples, at least 10. Differences within a seed, mean ± deviation. {'; '.join(parts)}."
     )

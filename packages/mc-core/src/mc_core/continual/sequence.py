@@ -94,6 +94,7 @@ def fit_tasks(
     memory: Memory | None = None,
     resume: Literal["auto", "never", "must"] = "auto",
     recipe: Mapping[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> SequenceResult:
     """Train ``method`` on one task after the other and leave a run folder.
 
@@ -109,6 +110,7 @@ def fit_tasks(
         memory: keeps samples of finished tasks, which are joined to the data of those that follow.
         resume: ``auto`` goes on where there is something, ``never`` refuses a folder that holds a sequence, ``must`` needs one.
         recipe: written to ``recipe.yaml`` instead of the method's and fit's own description.
+        identity: what else a folder's sequence must agree in to go on, such as the model that it starts from; for JSON.
 
     Raises:
         ConfigError: settings that cannot work, among them two tasks of one name and a task smaller than a batch.
@@ -120,7 +122,7 @@ def fit_tasks(
     run_dir = Path(run_dir)
     _check(tasks, fit, memory)
     with locked(run_dir) if rank() == 0 else contextlib.nullcontext():
-        return _Sequence(method, tasks, fit, run_dir, after_task, memory, recipe).run(resume)
+        return _Sequence(method, tasks, fit, run_dir, after_task, memory, recipe, identity or {}).run(resume)
 
 
 def task_folder(run_dir: Path | str, task: Task) -> Path:
@@ -153,9 +155,10 @@ class _Sequence:
         after_task: AfterTask | None,
         memory: Memory | None,
         recipe: Mapping[str, Any] | None,
+        identity: Mapping[str, Any],
     ) -> None:
         self.method, self.tasks, self.fit, self.run_dir = method, tasks, fit, run_dir
-        self.after_task, self.memory, self.recipe = after_task, memory, recipe
+        self.after_task, self.memory, self.recipe, self.identity = after_task, memory, recipe, identity
         self.held, self.seconds = _nothing(), 0.0
 
     def run(self, resume: str) -> SequenceResult:
@@ -275,7 +278,8 @@ class _Sequence:
         for one in self.tasks:
             describe = getattr(one.data, "describe", dict)
             tasks.append({"name": one.name, "data": {**describe(), "samples": len(one.data)}})
-        found = {"settings": {"method": method, "fit": self.fit.model_dump(mode="json"), **memory}, "tasks": tasks}
+        fit = self.fit.model_dump(mode="json")
+        found = {"settings": {"method": method, "fit": fit, **memory, **self.identity}, "tasks": tasks}
         return json.loads(json.dumps(found, default=str))  # as it will be read
 
 

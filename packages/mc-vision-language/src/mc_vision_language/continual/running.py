@@ -28,7 +28,11 @@ from mc_core.engine.distribution import join_processes
 from mc_core.errors import ConfigError
 from mc_core.export import staging
 from mc_core.files import write_json
+from mc_core.listing import fingerprint
+from mc_core.modules import evaluating
 from mc_core.recipes import merge, resolve, validated
+from mc_vision_language.backbone import Backbone
+from mc_vision_language.continual.base import wide
 from mc_vision_language.continual.evaluating import MEASURES, measure_tasks, sequence_scores
 from mc_vision_language.continual.memory import ExemplarMemory, replaying
 from mc_vision_language.continual.table import BASELINES, TABLE
@@ -36,8 +40,10 @@ from mc_vision_language.continual.tasks import TaskPairs, checked
 from mc_vision_language.data.joined import joined
 from mc_vision_language.data.pair_data import PairData
 from mc_vision_language.data.pairs import Pairs
+from mc_vision_language.encoders_config import VisionLanguageConfig
 from mc_vision_language.model import VisionLanguageModel
 from mc_vision_language.recipe import Recipe
+from mc_vision_language.tasks.starting import load_backbone
 from mc_vision_language.tokenizers import load_tokenizer, train_tokenizer
 from mc_vision_language.training import PAIRS_FILE, TOKENIZER_FOLDER, split_counts
 
@@ -147,11 +153,16 @@ def run_sequence(
     part: Literal["test", "validation"] = "test",
     source: str = "",
     resume: Literal["auto", "never", "must"] = "auto",
+    start: VisionLanguageModel | None = None,
+    words: Sequence[str] = (),
 ) -> SequenceRun:
     """Train on one task after the other and measure after each. The same call made again goes on where the run was.
 
     With the same seed all methods start from the same weights and see the same batches. The tokenizer is trained on the captions
     of all tasks where the recipe names none: which words there are is known in advance, as with a published one.
+
+    A model that knows something already forgets otherwise than one with new weights: the published recipe starts from published
+    encoders, and a run of ``pretrain`` can be given as ``start``.
 
     Args:
         method: of :data:`~mc_vision_language.continual.table.BASELINES`.
@@ -164,6 +175,8 @@ def run_sequence(
         part: what to measure on; ``validation`` for choosing settings.
         source: what to call the data, so that the run knows them again.
         resume: see :func:`mc_core.continual.sequence.fit_tasks`.
+        start: a trained model, whose encoders, tokenizer and image size are taken; it stays as it is. Default: as the recipe says.
+        words: further texts that the tokenizer is trained on, such as captions of domains to come.
 
     Raises:
         ConfigError: an unknown method, settings that cannot work, fewer pairs than a batch.
@@ -173,6 +186,8 @@ def run_sequence(
     """
     checked(tasks)
     recipe = recipe_for(method, base, changes)
+    if start is not None:
+        recipe = going_on_from(recipe, start)
     if seed is not None:
         recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"seed": seed})})
     entry, run_dir = BASELINES[method], Path(run_dir)
@@ -192,8 +207,8 @@ def run_sequence(
                 f"task '{name}' has {count} pairs to train on, fewer than a batch: set fit.batch_size ({fit.batch_size}) to "
                 f"{count} or less, or give it more"
             )
-    tokenizer = _tokenizer(recipe, train, run_dir / TOKENIZER_FOLDER)
-    built = build(recipe, tokenizer)
+    tokenizer = _tokenizer(recipe, train, run_dir / TOKENIZER_FOLDER, words) if start is None else start.tokenizer
+    built = build(recipe, tokenizer, start)
     side = built.model.image_size
     if side != recipe.augment.size:
         raise ConfigError(
@@ -240,6 +255,7 @@ def run_sequence(
         memory=memory,
         resume=resume,
         recipe=resolved.model_dump(mode="json"),
+        identity={} if start is None else {"start": weights_fingerprint(start)},
     )
     model = result.method.export_module()
     assert isinstance(model, VisionLanguageModel)
@@ -251,18 +267,58 @@ def run_sequence(
     return run
 
 
-def build(recipe: Recipe[Any], tokenizer: PreTrainedTokenizerFast | None) -> Sequential:
-    """The recipe's method with the initial weights that its seed gives."""
+def build(
+    recipe: Recipe[Any], tokenizer: PreTrainedTokenizerFast | None, start: VisionLanguageModel | None = None
+) -> Sequential:
+    """The recipe's method with the initial weights that its seed gives, or with those of a model."""
     torch.manual_seed(recipe.fit.seed)
-    return TABLE.method_class(recipe.system)(recipe.method, tokenizer)
+    method, config = TABLE.method_class(recipe.system), recipe.method
+    return method(config, tokenizer) if start is None else method(config, tokenizer, _copied(start))
+
+
+def going_on_from(recipe: Recipe[Any], start: VisionLanguageModel) -> Recipe[Any]:
+    """The recipe for a model that is trained already: its encoders and image size instead of the recipe's.
+
+    Raises:
+        ConfigError: a model without the text and fusion layers that are trained here, or without a tokenizer.
+    """
+    if not isinstance(start.backbone, Backbone):
+        raise ConfigError(
+            f"a {type(start).__name__} cannot be trained on tasks: start from a model that pretrain or continual made"
+        )
+    if start.tokenizer is None:
+        raise ConfigError("the model to start from has no tokenizer: save it with one")
+    taken = {name: getattr(start.config, name) for name in VisionLanguageConfig.model_fields if name != "matching"}
+    augment = recipe.augment.model_copy(update={"size": start.image_size})
+    return recipe.model_copy(update={"method": recipe.method.model_copy(update=taken), "augment": augment})
+
+
+def _copied(start: VisionLanguageModel) -> VisionLanguageModel:
+    """The same model without a matching head, which no method here trains."""
+    config = start.config.model_copy(update={"matching": False})
+    made = VisionLanguageModel(config, start.tokenizer, load_pretrained=False)
+    load_backbone(made.backbone, start.backbone)
+    return made
+
+
+def weights_fingerprint(model: VisionLanguageModel) -> str:
+    """A digest of a model's backbone, by which it is known again."""
+    state = model.backbone.state_dict()
+    return fingerprint(*(part for name in sorted(state) for part in (name, wide(state[name].cpu()).numpy())))
 
 
 def untrained_figures(
-    tasks: Sequence[TaskPairs], base: Recipe[Any], run_dir: Path, part: Literal["test", "validation"] = "test"
+    tasks: Sequence[TaskPairs],
+    base: Recipe[Any],
+    run_dir: Path,
+    part: Literal["test", "validation"] = "test",
+    start: VisionLanguageModel | None = None,
 ) -> dict[str, dict[str, list[float]]]:
-    """Figures of the weights that all methods start from, with the tokenizer of a run."""
-    recipe = recipe_for("sequential", base)
-    return measure_tasks(build(recipe, load_tokenizer(run_dir / TOKENIZER_FOLDER)).model.eval(), tasks, part)
+    """Figures of the weights that all methods start from, with the tokenizer of a run, or those of ``start``."""
+    if start is None:
+        start = build(recipe_for("sequential", base), load_tokenizer(run_dir / TOKENIZER_FOLDER)).model
+    with evaluating(start):
+        return measure_tasks(start, tasks, part)
 
 
 def default_buffer(train: Sequence[Pairs], unit: str) -> int:
@@ -285,11 +341,13 @@ def _write_beside(
         write_json(run_dir / PAIRS_FILE, {"source": source, "tasks": splits})
 
 
-def _tokenizer(recipe: Recipe[Any], train: Sequence[Pairs], place: Path) -> PreTrainedTokenizerFast:
+def _tokenizer(
+    recipe: Recipe[Any], train: Sequence[Pairs], place: Path, words: Sequence[str]
+) -> PreTrainedTokenizerFast:
     text = recipe.method.text
     if (place / "tokenizer.json").exists():
         return load_tokenizer(place)
     if text.name is not None:
         return load_tokenizer(text.name, download=text.download)
-    captions = dict.fromkeys(caption for pairs in train for caption in pairs.captions)
+    captions = dict.fromkeys((*(caption for pairs in train for caption in pairs.captions), *words))
     return train_tokenizer(list(captions), text.vocabulary)

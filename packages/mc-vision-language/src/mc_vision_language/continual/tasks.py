@@ -39,8 +39,12 @@ from mc_vision_language.data.stored_images import TarImages
 from mc_vision_language.sample import PLAIN_SCENE, PLAIN_SIZE
 
 _log = logging.getLogger("mc_core")
-SampleTasks = Literal["digits", "turns"]
-SAMPLE_TASKS: dict[SampleTasks, str] = {"digits": "five tasks of two digits", "turns": "five turns of digits"}
+SampleTasks = Literal["digits", "turns", "before"]
+SAMPLE_TASKS: dict[SampleTasks, str] = {
+    "digits": "five tasks of two digits",
+    "turns": "five turns of digits",
+    "before": "five turns of five other digits",
+}
 SAMPLE_COUNTS = {"train": 4000, "validation": 1000, "test": 1000}
 """Scenes of all five tasks together. Validation scenes are made of the scans of the training scenes, test scenes of those of other
 writers."""
@@ -48,8 +52,9 @@ TURN_COUNTS = {"train": 5000, "validation": 1000, "test": 1000}
 """The same of turned digits."""
 TURNS = (0, 30, 60, 90, 120)
 """Degrees of the five domains."""
-TURNED = DIGITS[:5]
-"""Digits of the turned domains: few enough to be learned in half a minute, and none looks like another however it is turned."""
+TURNED, BEFORE = DIGITS[:5], DIGITS[5:]
+"""Digits of the turned domains: few enough to be learned in half a minute, and none looks like another however it is turned. The
+other five are what a model may have learned before."""
 _P9D = "p9d:"
 _CATEGORY = "category"
 _PARTS = ("train", "test")
@@ -207,7 +212,8 @@ def sample_tasks(
 
     Args:
         kind: ``digits``: two digits with their words in each task, of which the tasks before know nothing; ``turns``: the same
-            five digits in each task, turned further from task to task, so that old and new have words and shapes in common.
+            five digits in each task, turned further from task to task, so that old and new have words and shapes in common;
+            ``before``: the other five digits in the same turns, for a model to know before it comes to these.
         seed: another seed, other scenes.
         counts: scenes of each split in all tasks together. Default: :data:`SAMPLE_COUNTS`, or :data:`TURN_COUNTS`.
         reverse: the last task first.
@@ -219,9 +225,10 @@ def sample_tasks(
     >>> [task.name for task in tasks], sorted(set(tasks[1].classes.tolist()))
     (['zero and one', 'two and three', 'four and five', 'six and seven', 'eight and nine'], ['three', 'two'])
     """
-    tasks = (
-        _turned_tasks(seed, counts or TURN_COUNTS) if kind == "turns" else _digit_tasks(seed, counts or SAMPLE_COUNTS)
-    )
+    if kind == "digits":
+        tasks = _digit_tasks(seed, counts or SAMPLE_COUNTS)
+    else:
+        tasks = _turned_tasks(seed, counts or TURN_COUNTS, before=kind == "before")
     return tasks[::-1] if reverse else tasks
 
 
@@ -250,12 +257,13 @@ def _digit_of(pairs: Pairs) -> np.ndarray:
     return np.array([next(word for word in text.split() if word in DIGITS) for text in pairs.captions])
 
 
-def _turned_tasks(seed: int, counts: Mapping[str, int]) -> list[TaskPairs]:
+def _turned_tasks(seed: int, counts: Mapping[str, int], *, before: bool) -> list[TaskPairs]:
     each = {part: count // len(TURNS) for part, count in counts.items()}
+    first, classes = (len(TURNS), BEFORE) if before else (0, TURNED)
     tasks = []
-    for place, degrees in enumerate(TURNS):
+    for place, degrees in enumerate(TURNS, first):
         name = f"turned {degrees}" if degrees else "upright"
-        pairs = _plain_scenes(seed, each, place, turn=degrees, classes=TURNED)
+        pairs = _plain_scenes(seed, each, place, turn=degrees, classes=classes)
         tasks.append(TaskPairs(name, replace(pairs, location=name), _digit_of(pairs)))
     return tasks
 
