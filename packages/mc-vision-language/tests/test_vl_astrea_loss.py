@@ -87,6 +87,18 @@ def test_soft_targets_are_shares_of_the_teachers_softmax():
     assert float(contrast(logits, same, taught, 0.0)) == pytest.approx(float(contrast(logits, same)), abs=1e-12)
 
 
+@pytest.mark.parametrize("soft", [0.0, 0.4])
+def test_directions_that_go_together_are_the_mean_of_each_alone(soft):
+    logits, taught = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
+    same = torch.eye(3, 5, dtype=torch.bool)
+    same[0, 4] = True
+    alone = [contrast(one, same, told, soft) for one, told in zip(logits, taught, strict=True)]
+    assert float(contrast(logits, same, taught, soft)) == pytest.approx(float(sum(alone)) / 2, abs=1e-12)
+    assert float(contrast(logits, same)) == pytest.approx(
+        float(sum(contrast(one, same) for one in logits)) / 2, abs=1e-12
+    )
+
+
 def naive_sym(a, b, ids, scale: float) -> float:
     return 0.5 * (naive_direction(a, b, ids, ids, scale) + naive_direction(b, a, ids, ids, scale))
 

@@ -1,5 +1,6 @@
 """A method over a sequence of tasks: what is measured after each, what is replayed, and every method by its real run."""
 
+import copy
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from mc_core.continual import Task
 from mc_core.engine import Fit
 from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.files import read_json
+from mc_core.recipes import merge
 from mc_vision_language.continual import (
     BASELINES,
     MEASURES,
@@ -28,10 +30,14 @@ from mc_vision_language.continual import (
 from mc_vision_language.continual.evaluating import cross_modal, look, together
 from mc_vision_language.continual.features import fused_features
 from mc_vision_language.continual.memory import captions_of_samples, replayed
-from mc_vision_language.continual.running import build, default_buffer
+from mc_vision_language.continual.running import build, default_buffer, going_on_from, untrained_figures
+from mc_vision_language.continual.sample import sample_start
 from mc_vision_language.data.options import SplitOptions
 from mc_vision_language.data.pair_data import PairData
-from mc_vision_language.model import load_vision_language_model
+from mc_vision_language.encoders_config import VisionLanguageConfig
+from mc_vision_language.methods.growclip.config import GrowCLIPConfig
+from mc_vision_language.methods.growclip.model import GrowCLIPModel
+from mc_vision_language.model import VisionLanguageModel, load_vision_language_model
 from mc_vision_language.tokenizers import train_tokenizer
 
 COUNTS = {"train": 220, "validation": 60, "test": 60}
@@ -262,6 +268,86 @@ def test_methods_start_from_the_same_weights(tasks, base, model):
     states = [build(recipe_for(name, base), words).model.state_dict() for name in BASELINES if name != "lucir"]
     for state in states[1:]:
         assert all(torch.equal(state[key], states[0][key]) for key in states[0])
+
+
+@pytest.fixture(scope="module")
+def start(tasks):
+    """A trained model of other sizes than the recipe's, with a matching head that the tasks do not train."""
+    text = " ".join(sorted({text for task in tasks for text in task.pairs.captions}))
+    words = train_tokenizer([text, "a small green walrus"], 90)
+    torch.manual_seed(5)
+    config = VisionLanguageConfig(
+        image={"image_size": 24, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
+        text={"hidden_size": 16, "heads": 2, "text_layers": 1, "fusion_layers": 1, "max_length": 14},
+        dim=12,
+    )
+    return VisionLanguageModel(config, words).eval()
+
+
+class TestStart:
+    """A trained model that a sequence begins with."""
+
+    @pytest.mark.parametrize("name", ["ctp", "lucir", "joint", "er"])
+    def test_its_weights_words_and_size_are_taken_and_it_stays_as_it_is(self, name, tasks, base, start, tmp_path):
+        before = {key: value.clone() for key, value in start.state_dict().items()}
+        recipe = going_on_from(recipe_for(name, base), start)
+        built = build(recipe, start.tokenizer, start)
+        ours, theirs = built.backbone.state_dict(), start.backbone.state_dict()
+        own = {"image_projection.weight", "text_projection.weight"} if name == "lucir" else set()  # of unit rows there
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs.keys() - own)
+        assert (built.model.config.matching, start.config.matching) == (False, True)
+        assert (recipe.augment.size, recipe.method.dim, recipe.method.text.max_length) == (24, 12, 14)
+        assert recipe.augment == recipe_for(name, base).augment.model_copy(update={"size": 24})
+        run = run_sequence(name, tasks, base, tmp_path, buffer=8, start=start)
+        assert run.model.image_size == 24
+        assert run.model.tokenizer.get_vocab() == start.tokenizer.get_vocab()
+        assert all(torch.equal(value, before[key]) for key, value in start.state_dict().items())
+        saved = load_vision_language_model(tmp_path)
+        assert not saved.config.matching
+        assert not torch.equal(
+            saved.backbone.state_dict()["image_projection.weight"], theirs["image_projection.weight"]
+        )
+
+    def test_copies_of_the_first_task_are_of_its_weights(self, tasks, base, start):
+        method = build(going_on_from(recipe_for("ctp", base), start), start.tokenizer, start)
+        method.start_task(Task(0, "a"))
+        held = method.compatible.module.state_dict()
+        assert all(torch.equal(held[key], value) for key, value in start.backbone.state_dict().items())
+
+    def test_it_is_measured_as_it_is(self, tasks, base, start, tmp_path):
+        found = untrained_figures(tasks, base, tmp_path / "nowhere", start=start)
+        assert found == measure_tasks(start, tasks)
+
+    def test_a_run_goes_on_with_the_same_and_not_with_another(self, tasks, base, start, tmp_path):
+        run = run_sequence("sequential", tasks, base, tmp_path, start=start)
+        assert run_sequence("sequential", tasks, base, tmp_path, start=start).results == run.results
+        other = copy.deepcopy(start)
+        with torch.no_grad():
+            other.backbone.image_projection.weight[0, 0] += 1e-3
+        with pytest.raises(CheckpointError, match="holds another sequence .*start"):
+            run_sequence("sequential", tasks, base, tmp_path, start=other)
+        with pytest.raises(CheckpointError, match="holds another sequence"):
+            run_sequence("sequential", tasks, base, tmp_path)
+
+    def test_models_without_fusion_layers_or_words_are_refused(self, tasks, base, start, tmp_path):
+        config = GrowCLIPConfig(image={"image_size": 16, "patch_size": 8}, text={"vocabulary": 60})
+        with pytest.raises(ConfigError, match="a GrowCLIPModel cannot be trained on tasks: start from a model that"):
+            run_sequence("ctp", tasks, base, tmp_path / "a", start=GrowCLIPModel(config))
+        silent = VisionLanguageModel(start.config, None)
+        with pytest.raises(ConfigError, match="the model to start from has no tokenizer"):
+            run_sequence("ctp", tasks, base, tmp_path / "a", start=silent)
+        assert not (tmp_path / "a").exists()
+
+    def test_the_samples_own_knows_the_words_to_come(self, tasks, tmp_path, monkeypatch):
+        monkeypatch.setattr("mc_vision_language.continual.tasks.TURN_COUNTS", COUNTS)
+        base = base_recipe("ctp-laptop", merge(TINY, {"method": {"text": {"vocabulary": 300}}}))
+        model = sample_start(base, tmp_path, seed=3, tasks=tasks)
+        known = model.tokenizer.get_vocab()
+        assert {"zero", "three", "seven", "nine"} <= set(known)
+        steps = list((tmp_path / "tasks" / "1-all-tasks" / "metrics.jsonl").read_text().splitlines())
+        assert '"step": 10' in steps[-1]  # two for each of five turns
+        again = sample_start(base, tmp_path, seed=3, tasks=tasks)
+        assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_joint_training_has_as_many_steps_as_all_tasks(tasks, base, tmp_path):

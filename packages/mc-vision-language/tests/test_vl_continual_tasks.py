@@ -183,6 +183,17 @@ def test_sample_turns_the_same_digits_further_from_task_to_task():
     ]
 
 
+def test_sample_of_what_is_known_before_is_of_other_digits_in_the_same_turns():
+    counts = {"train": 200, "validation": 50, "test": 50}
+    before, after = sample_tasks("before", counts=counts), sample_tasks("turns", counts=counts)
+    assert [task.name for task in before] == [task.name for task in after]
+    for one in before:
+        assert set(one.classes.tolist()) == {"five", "six", "seven", "eight", "nine"}
+        assert one.pairs.split_counts() == {"train": 40, "validation": 10, "test": 10}
+    looks = [[text.rsplit(" ", 1)[0] for task in tasks for text in task.pairs.captions] for tasks in (before, after)]
+    assert looks[0] != looks[1]  # other scenes, not the same with other digits in them
+
+
 def test_sample_of_two_new_digits_in_each_task():
     counts = {"train": 80, "validation": 40, "test": 40}
     tasks = sample_tasks(counts=counts)

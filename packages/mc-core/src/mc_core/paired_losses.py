@@ -48,25 +48,25 @@ def same_thing(ids: Sequence[Tensor], key_ids: Sequence[Tensor]) -> Tensor:
 
 
 def shared_targets(same: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(b, N) rows that sum to 1, in equal shares for whatever is the same thing.
+    """(…, N) rows that sum to 1, in equal shares for whatever is the same thing.
 
     Args:
-        same: (b, N) bool with at least one true in each row.
+        same: (…, N) bool with at least one true in each row.
         dtype: of the result.
 
     >>> shared_targets(torch.tensor([[True, False, True]]))
     tensor([[0.5000, 0.0000, 0.5000]])
     """
     share = same.to(dtype)
-    return share / share.sum(1, keepdim=True)
+    return share / share.sum(-1, keepdim=True)
 
 
 def distilled_targets(same: Tensor, teacher_logits: Tensor | None, alpha: float) -> Tensor:
-    """Q of the module's text: (b, N) rows that sum to 1, without gradient.
+    """Q of the module's text: (…, N) rows that sum to 1, without gradient.
 
     Args:
-        same: (b, N) bool.
-        teacher_logits: (b, N), at the student's κ; None with α = 0. Gives the dtype.
+        same: (…, N) bool.
+        teacher_logits: (…, N), at the student's κ; None with α = 0. Gives the dtype.
         alpha: α in [0, 1].
 
     >>> distilled_targets(torch.tensor([[True, False]]), torch.zeros(1, 2), 0.5)
@@ -75,7 +75,7 @@ def distilled_targets(same: Tensor, teacher_logits: Tensor | None, alpha: float)
     if teacher_logits is None or not alpha:
         return shared_targets(same, torch.float32 if teacher_logits is None else teacher_logits.dtype)
     hard = shared_targets(same, teacher_logits.dtype)
-    return hard.lerp_(teacher_logits.detach().softmax(1), alpha)
+    return hard.lerp_(teacher_logits.detach().softmax(-1), alpha)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -185,7 +185,8 @@ class FeatureQueue(nn.Module):
     def _write(self, ring: Tensor, start: int, rows: Tensor) -> None:
         head = min(rows.shape[0], self.size - start)
         ring[start : start + head].copy_(rows[:head])
-        ring[: rows.shape[0] - head].copy_(rows[head:])
+        if head < rows.shape[0]:
+            ring[: rows.shape[0] - head].copy_(rows[head:])
 
     @torch.no_grad()
     def _set_cursor(self, *values: int) -> None:

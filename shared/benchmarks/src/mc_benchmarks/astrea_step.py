@@ -1,8 +1,9 @@
-"""What a step of Astrea costs beyond the forward and backward passes of its parts, and what keeping the experts' maps saves.
+"""What a step of Astrea costs beyond its forward and backward parts, and what keeping the experts' maps saves.
 
-The parts are what no implementation can avoid: the frozen experts forward where views vary, the moving average's fusion and text
-tower forward, the trained fusion and text tower forward and backward, in instruction tuning also the language model. Contrast with
-the queues, balance, the optimizer, the moving average and the router's figures come on top.
+The parts are the frozen experts forward where views vary, the moving average's fusion and text tower forward, the trained fusion
+and text tower forward and backward, in instruction tuning also the language model, and the losses, whose contrast runs over the
+queues. Optimizer, moving average, queues and the router's figures come on top. Beside that a step is held against the passes of the
+networks alone, without any loss.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mc_benchmarks.astrea_claims import SETTINGS
@@ -93,6 +94,7 @@ COLUMNS = (
     "ms (IQR)",
     "parts ms",
     OVER := "× parts",
+    ALONE := "× networks without losses",
     UPDATE := "of it optimizer and average",
 )
 BAR = 1.15
@@ -147,12 +149,40 @@ def step_of(method: AstreaJoint, recipe: Recipe[Any], batch: Batch, update: list
     return step
 
 
-def parts_of(method: AstreaJoint, batch: Batch) -> Callable[[], object]:
+def parts_of(method: AstreaJoint, recipe: Recipe[Any], batch: Batch) -> Callable[[], object]:
+    """Forward and backward passes of a copy of the same method with its losses, and nothing else of a step."""
+    method = copy.deepcopy(method)
+    progress = Progress(1_000, 100_000, 1_000, recipe.fit.batch_size)
+    trained = _trained(method)
+    language = method.model.language if isinstance(method, AstreaInstruct) else None
+
+    def step() -> None:
+        with torch.no_grad():
+            prepared = method.prepare_step([batch], progress)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        losses: dict[str, Tensor] = {}
+        if method.teacher is None:
+            fused = method.fusion.tokens(prepared.maps[0])
+        else:
+            seen = method.fusion(prepared.maps[0], ids, mask)
+            fused = seen.fused
+            losses["contrast"] = method.contrast(seen, prepared, 0)
+        if language is not None:
+            losses["language"] = language.loss(method.model.prefix(fused.tokens), *(batch[name] for name in READS))
+        losses |= method.balance(fused)
+        torch.stack([method.weight_of(name) * loss for name, loss in losses.items()]).sum().backward()
+        _forget(trained)
+
+    return step
+
+
+def networks_of(method: AstreaJoint, batch: Batch) -> Callable[[], object]:
     """The passes of a copy of the same networks, nothing between them."""
     model = copy.deepcopy(method.model).train()
     teacher = copy.deepcopy(model.fusion).requires_grad_(False).eval() if method.teacher is not None else None
     ids, mask = batch["input_ids"], batch["attention_mask"]
     kept = {kind: batch[MAP + kind] for kind in model.config.kinds if MAP + kind in batch}
+    trained = _trained(model)
 
     def step() -> None:
         maps = kept or model.own.maps(batch["view"])
@@ -169,9 +199,19 @@ def parts_of(method: AstreaJoint, batch: Batch) -> Callable[[], object]:
         if model.language is not None:
             made.append(model.language.loss(model.prefix(tokens), *(batch[name] for name in READS)))
         torch.stack(made).sum().backward()
-        model.zero_grad(set_to_none=True)
+        _forget(trained)
 
     return step
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _forget(parameters: Sequence[nn.Parameter]) -> None:
+    """Drop their gradients. ``zero_grad`` of a module would walk through all frozen experts."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def run_astrea_step(*, repeats: int = 51, seconds: float = 20.0, cases: Sequence[str] = ()) -> Report:
@@ -187,7 +227,11 @@ def run_astrea_step(*, repeats: int = 51, seconds: float = 20.0, cases: Sequence
     for name in cases or CASES:
         recipe, method, batch = made_step(CASES[name])
         update = list[float]()
-        candidates = {"parts": parts_of(method, batch), "ours": step_of(method, recipe, batch, update)}
+        candidates = {
+            "networks": networks_of(method, batch),
+            "parts": parts_of(method, recipe, batch),
+            "ours": step_of(method, recipe, batch, update),
+        }
         found = paired(candidates, repeats=repeats, warmup=1, device=torch.device("cpu"), limit=seconds)
         values = (
             str(len(found["ours"])),
@@ -195,6 +239,7 @@ def run_astrea_step(*, repeats: int = 51, seconds: float = 20.0, cases: Sequence
             1e3 * spread(found["ours"]),
             1e3 * median(found["parts"]),
             median_ratio(found["ours"], found["parts"]),
+            median_ratio(found["ours"], found["networks"]),
             median(update[1:]) / median(found["parts"]),
         )
         rows.append(Row(name=name, values=dict(zip(COLUMNS, values, strict=True))))
@@ -203,15 +248,15 @@ def run_astrea_step(*, repeats: int = 51, seconds: float = 20.0, cases: Sequence
     report = Report(
         benchmark="astrea_step_cpu",
         command="uv run mc-benchmark astrea-step",
-        question="A whole step of Astrea beside the forward and backward passes of its parts alone",
+        question="A whole step of Astrea beside its forward and backward parts alone",
         settings={"repeats": repeats, "seconds": seconds, "large": LARGE, "laptop": SETTINGS},
         environment=environment(torch.device("cpu")),
         columns=list(COLUMNS),
         rows=rows,
         reading=f"A step takes at most {max(over)[0]:.3g} times its parts (bar {BAR:g}: "
         f"{'not reached by ' + '; '.join(missed) if missed else 'reached'}). Parts: experts where they look, the moving average's "
-        "passes forward, the trained networks' forward and backward; optimizer and moving average are not among them. Maps that "
-        "are kept are read from memory here.",
+        "passes forward, the trained networks' forward and backward, and the losses; optimizer, moving average, queues and the "
+        "router's figures are not among them. Maps that are kept are read from memory here.",
     )
     report.save()
     report.show()

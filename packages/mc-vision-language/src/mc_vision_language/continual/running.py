@@ -294,7 +294,7 @@ def going_on_from(recipe: Recipe[Any], start: VisionLanguageModel) -> Recipe[Any
 
 
 def _copied(start: VisionLanguageModel) -> VisionLanguageModel:
-    """The same model without a matching head, which no method here trains."""
+    """The same weights in a model that ranks nothing by matching, which no method here trains."""
     config = start.config.model_copy(update={"matching": False})
     made = VisionLanguageModel(config, start.tokenizer, load_pretrained=False)
     load_backbone(made.backbone, start.backbone)

@@ -151,11 +151,13 @@ def read_tasks(
     opened: dict[str, P9D] = {}
     tasks = [_read_task(spec, base, captions, read, split, opened) for spec in specs]
     checked(tasks)
+    for line in shared_classes(tasks):
+        _log.warning("%s", line)
     return tasks[::-1] if reverse else tasks
 
 
 def checked(tasks: Sequence[TaskPairs]) -> None:
-    """Refuse what cannot be trained or measured, and tell of classes in several tasks.
+    """Refuse what cannot be trained or measured.
 
     Raises:
         ConfigError: no task, or two of one name. DataError: a task without pairs to train on, or to test with.
@@ -176,8 +178,6 @@ def checked(tasks: Sequence[TaskPairs]) -> None:
                     f"task {number} '{task.name}' has no pairs in the split '{part}'; there are {counts}; to divide it anew give "
                     "split.own false (--split.no-own, or split: {own: false} in its row)"
                 )
-    for line in shared_classes(tasks):
-        _log.warning("%s", line)
 
 
 def shared_classes(tasks: Sequence[TaskPairs]) -> list[str]:

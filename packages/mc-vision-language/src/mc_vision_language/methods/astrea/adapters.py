@@ -66,6 +66,8 @@ def to_grid(feature_map: Tensor, grid: int) -> Tensor:
 def on_grid(maps: Maps, features: Mapping[str, int], grid: int) -> dict[str, Tensor]:
     """The maps of these experts on the grid, in their order: kind → (B, C_k, G, G).
 
+    In memory the channels of a place lie side by side, as its token does: what reads the tokens copies nothing.
+
     Args:
         maps: at least of the experts of ``features``.
         features: kind → C_k.
@@ -87,7 +89,7 @@ def on_grid(maps: Maps, features: Mapping[str, int], grid: int) -> dict[str, Ten
             raise DataError(
                 f"the map of the {kind} expert is of {len(one)} samples, others of {len(next(iter(found.values())))}"
             )
-        found[kind] = to_grid(one, grid)
+        found[kind] = to_grid(one, grid).contiguous(memory_format=torch.channels_last)
     return found
 
 

@@ -189,9 +189,9 @@ class AstreaJoint(AstreaMethod):
                 if soft:
                     asked = self._own(prepared, own, micro, len(query)).to(query.dtype)
                     taught.append(contrast_logits(asked, keys, queue, scale.detach()))
-            same = self._same(prepared, micro, len(seen.image)).repeat(2, 1)
+            same = self._same(prepared, micro, len(seen.image))
             # the mean over rows of both directions is half of each
-            return contrast(torch.cat(logits), same, torch.cat(taught) if soft else None, soft)
+            return contrast(torch.stack(logits), same, torch.stack(taught) if soft else None, soft)
 
     def balance(self, fused: Fused) -> dict[str, Tensor]:
         """L_bal or L_imp, and L_z, of a micro-batch; nothing for the baselines."""

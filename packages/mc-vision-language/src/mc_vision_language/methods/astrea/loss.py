@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mc_core.paired_losses import distilled_targets, soft_cross_entropy
+from mc_core.paired_losses import distilled_targets, shared_targets
 from mc_vision_language.backbone import unit
 from mc_vision_language.methods.growclip.loss import pair_loss
 
@@ -45,21 +45,22 @@ def contrast_logits(query: Tensor, keys: Tensor, queue: Tensor | None, scale: Te
 
 
 def contrast(logits: Tensor, same: Tensor, teacher_logits: Tensor | None = None, soft: float = 0.0) -> Tensor:
-    """Scalar: one direction of L_mc without its ½.
+    """Scalar: L_mc of one direction without its ½, or of several directions one after the other, their mean.
 
     Args:
-        logits: (B, N + K).
-        same: (B, N + K) bool, what is no negative; at least one true in each row.
-        teacher_logits: (B, N + K) of the keys' own encoder, without gradient; for ``soft`` above 0.
+        logits: (B, N + K), or (D, B, N + K) of D directions.
+        same: (B, N + K) bool, what is no negative, in all directions; at least one true in each row.
+        teacher_logits: as ``logits``, of the keys' own encoder, without gradient; for ``soft`` above 0.
         soft: share of the targets that is their softmax, as in ALBEF.
 
     >>> contrast(torch.zeros(2, 4), torch.eye(2, 4, dtype=torch.bool))  # log 4
     tensor(1.3863)
     """
     if teacher_logits is None:
-        share = same.to(logits.dtype)
-        return soft_cross_entropy(logits, share / share.sum(1, keepdim=True)).mean()
-    return soft_cross_entropy(logits, distilled_targets(same, teacher_logits.to(logits.dtype), soft)).mean()
+        targets = shared_targets(same, logits.dtype)
+    else:
+        targets = distilled_targets(same.expand(logits.shape), teacher_logits.to(logits.dtype), soft)
+    return -(targets * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def prealign_loss(
