@@ -9,9 +9,19 @@ import pytest
 from PIL import Image
 
 from mc_benchmarks import astrea_claims, astrea_real, astrea_step, contract
-from mc_benchmarks.astrea_claims import BOTH, CONCAT, REGIMES, Regime, best_single, claimed_arms, run_astrea_claims
+from mc_benchmarks.astrea_claims import (
+    APART,
+    BOTH,
+    CONCAT,
+    REGIMES,
+    Regime,
+    apart,
+    best_single,
+    claimed_arms,
+    run_astrea_claims,
+)
 from mc_benchmarks.astrea_real import RANDOM, WIDE_ROW, base_recipe, encoder_size, run_astrea_real, widened
-from mc_benchmarks.astrea_step import CASES, OVER, run_astrea_step
+from mc_benchmarks.astrea_step import ALONE, CASES, OVER, run_astrea_step
 from mc_benchmarks.contract import load_report
 from mc_core.errors import ConfigError
 from mc_core.recipes import merge
@@ -70,10 +80,35 @@ def test_rows_of_scenes_are_kept(tmp_path, monkeypatch):
     assert run_astrea_claims(seeds=1, steps=4, keep=tmp_path).rows == report.rows
 
 
+def test_experts_learn_from_different_pictures(tmp_path, monkeypatch):
+    whole = staged_sample(seed=1, counts=COUNTS)
+    found = apart(whole)
+    dark = found.known("captions")
+    assert 0 < dark.sum() < len(dark)
+    for name, seen in (("boxes", dark), ("labels", ~dark), ("masks", ~dark), ("questions", np.zeros_like(dark))):
+        assert (found.known(name) == seen).all()
+    pixels = np.stack([np.asarray(whole.pairs.images.read(row)) for row in range(len(whole))])
+    corners = pixels[:, :, :2, :2].reshape(len(whole), -1).mean(1)
+    assert corners[dark].max() < corners[~dark].min()
+    for row in np.flatnonzero(dark):
+        assert found.pairs.captions_of(row) == whole.pairs.captions_of(row)
+        (mine, kinds, _), (theirs, known, _) = (one.padded(np.array([row])) for one in (found.boxes, whole.boxes))
+        assert (mine == theirs).all()
+        assert (kinds == known).all()
+    row = np.flatnonzero(~dark)[0]
+    assert (found.masks.read(row) == whole.masks.read(row)).all()
+    monkeypatch.setattr(astrea_claims, "staged_sample", lambda seed: staged_sample(seed=seed, counts=COUNTS))
+    report = run_astrea_claims(seeds=1, steps=4, keep=tmp_path, experts_apart=True)
+    assert load_report("astrea_apart") == report
+    assert [row.name for row in report.rows] == list(APART.rows)
+    assert f"{FULL} − uniform weights" in report.reading
+    assert "of 1 seeds)" in report.reading
+
+
 def test_every_regime_asks_for_rows_that_exist():
     names = [arm.name for arm in claimed_arms()]
     assert len(set(names)) == len(names)
-    for regime in REGIMES:
+    for regime in (*REGIMES, APART):
         assert set(regime.rows or ()) <= set(names)
 
 
@@ -146,4 +181,5 @@ def test_steps_are_measured_beside_their_parts(monkeypatch):
     report = run_astrea_step(repeats=2, cases=cases)
     assert [row.name for row in report.rows] == cases
     assert all(float(str(row.values[OVER])) > 0 for row in report.rows)
+    assert all(float(str(row.values[ALONE])) > 0 for row in report.rows)
     assert "times its parts (bar 1.15" in report.reading

@@ -23,6 +23,20 @@ def astrea_claims(*, seeds: int = 5, steps: int = 1000, keep: Path = _KEEP, only
     run_astrea_claims(seeds=seeds, steps=steps, keep=keep, only_seed=only_seed)
 
 
+def astrea_apart(*, seeds: int = 8, steps: int = 1000, keep: Path = _KEEP, only_seed: int | None = None) -> None:
+    """What a router is worth where experts have learned from different pictures: beside uniform weights and channels side by side.
+
+    Args:
+        seeds: Scenes, experts, weights and order of their own.
+        steps: Updates of each row.
+        keep: Where finished rows are kept.
+        only_seed: Train the rows of this seed and report nothing, for several processes.
+    """
+    from mc_benchmarks.astrea_claims import run_astrea_claims
+
+    run_astrea_claims(seeds=seeds, steps=steps, keep=keep, only_seed=only_seed, experts_apart=True)
+
+
 def astrea_step(*, repeats: int = 51, seconds: float = 20.0, case: tuple[str, ...] = ()) -> None:
     """Time of a training step of Astrea beside the forward and backward passes of its parts, with kept maps and without.
 
@@ -66,4 +80,4 @@ def astrea_real(
     )
 
 
-ASTREA_COMMANDS: tuple[Callable[..., Any], ...] = (astrea_claims, astrea_real, astrea_step)
+ASTREA_COMMANDS: tuple[Callable[..., Any], ...] = (astrea_claims, astrea_apart, astrea_real, astrea_step)
