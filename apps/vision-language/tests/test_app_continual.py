@@ -137,3 +137,45 @@ def test_what_cannot_work_is_said_in_one_line(options, said, shop, command, tmp_
     assert refused.code == 2
     assert said in " ".join(refused.err.split())
     assert not (tmp_path / "run").exists()
+
+
+class TestStart:
+    """All methods begin with a trained model."""
+
+    def test_a_run_is_gone_on_from(self, done, shop, command, tmp_path):
+        out, _, called = done
+        arguments = ["continual", shop / "tasks.yaml", "--recipe", shop / "tiny.yaml", "--out", tmp_path / "run"]
+        found = command(*arguments, "--start", out / "ctp", "--json").json
+        assert found["baselines"] == {"before_the_tasks": pytest.approx(called.json["trained"])}
+        assert load_vision_language_model(tmp_path / "run" / "ctp").image_size == 32
+        told = command(*arguments, "--start", out / "ctp").out
+        assert "before the tasks" in told
+        other = command(*arguments, "--start", out / "sequential")
+        assert other.code == 2
+        assert "holds another sequence (start: " in " ".join(other.err.split())
+
+    def test_what_is_no_model_is_said_in_one_line(self, shop, command, tmp_path):
+        arguments = ["continual", shop / "tasks.yaml", "--recipe", shop / "tiny.yaml", "--out", tmp_path / "run"]
+        for place, said in (("nowhere", "no such run folder"), (".", "no config.json")):
+            refused = command(*arguments, "--start", tmp_path / place)
+            assert refused.code == 2
+            assert said in " ".join(refused.err.split())
+            assert "Traceback" not in refused.err
+            assert not (tmp_path / "run").exists()
+
+    def test_on_the_sample_a_model_learns_other_digits_first(self, command, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            "mc_vision_language.continual.tasks.TURN_COUNTS", {"train": 80, "validation": 10, "test": 40}
+        )
+        arguments = ["continual", "--fit.steps", "2", "--fit.batch-size", "8", "--fit.warmup-epochs", "0"]
+        first = command(*arguments, "--out", tmp_path / "run", "--json")
+        assert "first a model learns five turns of five other digits" in " ".join(first.err.split())
+        assert set(first.json["baselines"]) == {"sequential", "joint", "before_the_tasks"}
+        assert first.json["tasks"] == ["upright", "turned 30", "turned 60", "turned 90", "turned 120"]
+        start = tmp_path / "run" / "start"
+        trained = (start / "tasks" / "1-all-tasks" / "metrics.jsonl").read_text().splitlines()
+        assert '"step": 10' in trained[-1]  # a fifth more than 2 is still 2, for each turn
+        again = command(*arguments, "--out", tmp_path / "run", "--json")
+        assert again.json["trained"] == first.json["trained"]
+        alone = command(*arguments, "--start", start, "--method", "ctp", "--out", tmp_path / "other", "--json")
+        assert alone.json["trained"] == first.json["trained"]

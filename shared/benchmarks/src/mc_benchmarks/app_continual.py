@@ -45,12 +45,12 @@ def ctp_turns(
 
 
 def ctp_started(
-    *, seeds: int = 10, steps: int = 250, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
+    *, seeds: int = 5, steps: int = 250, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
 ) -> None:
     """The same on turned digits, by a model that knows five other digits already.
 
     Args:
-        seeds: Weights and order of their own.
+        seeds: Weights, order and writers held out of their own.
         steps: Optimizer steps of each task.
         others: Also EWC, MAS, SI, RWalk, AFEC, LwF, herding, k-means, iCaRL and LUCIR.
         keep: Where finished rows are kept.

@@ -50,7 +50,9 @@ _PALETTE: tuple[tuple[str, tuple[float, float, float], bool], ...] = (
 )
 COLORS = tuple(name for name, *_ in _PALETTE)
 
-_TEST_DIGITS = 360  # the file keeps the order of collection, so the tail shares few writers with the rest
+_TEST_DIGITS = (
+    360  # the file keeps the order of collection, so the tail, as any fifth, shares few writers with the rest
+)
 _CHUNK = 256
 _STREAMS = {"train": 0x5CE0, "test": 0x7E57}
 # how many uniform numbers each choice takes
@@ -84,6 +86,8 @@ class SceneConfig(StrictModel):
     """Inks to draw from. White, yellow, orange, pink and turquoise are shown on dark grounds, the others on light ones."""
     classes: tuple[str, ...] = DIGITS
     """Digits to draw from, as words."""
+    held_out: int = Field(default=0, ge=0, lt=5)
+    """Which fifth of the scans test scenes are made of, counted from the last collected; training scenes are made of the rest."""
     scale: tuple[float, float] | None = None
     """Smallest and largest digit height as a share of the canvas. Its lower 40 % are "small", its upper 40 % "large".
     Default: (0.55, 0.8) for one digit per scene, (0.24, 0.46) for more."""
@@ -242,14 +246,15 @@ def digit_scenes(
 ) -> DigitScenes:
     """Compose ``count`` scenes from real handwritten digits.
 
-    Train and test scenes use different scans. To make more scenes than fit into memory, move ``start``.
+    Train and test scenes use different scans; ``config.held_out`` says which. To make more scenes than fit into memory, move
+    ``start``.
 
     Args:
         count: N, how many scenes.
         size: S, side of the canvas in pixels, 16 to 512.
         digits: fewest and most digits per scene, between 1 and 4; how many is drawn evenly for each scene.
         seed: another seed, another set of scenes.
-        split: ``"train"`` (1437 scans) or ``"test"`` (360 others).
+        split: ``"train"`` (1437 scans) or ``"test"`` (360 others, 357 with the first fifth held out).
         start: index of the first scene.
         config: the nuisances; the defaults of :class:`SceneConfig` when not given.
 
@@ -303,10 +308,11 @@ def _compose(
     present_BM = torch.arange(most) < count_B[:, None]
 
     ink, classes = strokes()
-    pool = len(ink) - _TEST_DIGITS
-    low, high = (0, pool) if split == "train" else (pool, len(ink))
+    last = len(ink) - _TEST_DIGITS * config.held_out
+    place = torch.arange(len(ink))
+    held = (place >= last - _TEST_DIGITS) & (place < last)
     wanted = torch.tensor([word in config.classes for word in DIGITS])
-    rows = low + wanted[classes[low:high]].nonzero().squeeze(1)
+    rows = (wanted[classes] & (held if split == "test" else ~held)).nonzero().squeeze(1)
     source_BM = rows[(each["source"][..., 0] * len(rows)).long()]
 
     dark_B = scene["dark"][:, 0] < 0.5

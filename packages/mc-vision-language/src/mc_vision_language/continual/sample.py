@@ -17,7 +17,7 @@ from mc_vision_language.recipe import Recipe
 
 
 def sample_start(
-    base: Recipe[Any], run_dir: Path | str, *, seed: int, tasks: Sequence[TaskPairs]
+    base: Recipe[Any], run_dir: Path | str, *, seed: int, tasks: Sequence[TaskPairs], held_out: int = 0
 ) -> VisionLanguageModel:
     """A model that knows the five other digits in all turns of the sample; the same call made again reads it, or goes on.
 
@@ -26,7 +26,8 @@ def sample_start(
         run_dir: its run folder.
         seed: of scenes, weights and order.
         tasks: that it will come to; their words are in its vocabulary, as in a published one.
+        held_out: whose scans it does not see, see :class:`~mc_core.samples.scenes.SceneConfig`; as in the tasks.
     """
     words = [caption for task in tasks for caption in task.pairs.captions]
-    turns = sample_tasks("before", seed=seed)
+    turns = sample_tasks("before", seed=seed, held_out=held_out)
     return run_sequence("joint", turns, base, run_dir, seed=seed, source=SAMPLE_TASKS["before"], words=words).model

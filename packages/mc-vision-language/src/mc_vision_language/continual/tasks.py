@@ -206,7 +206,12 @@ def shared_classes(tasks: Sequence[TaskPairs]) -> list[str]:
 
 
 def sample_tasks(
-    kind: SampleTasks = "digits", *, seed: int = 0, counts: Mapping[str, int] | None = None, reverse: bool = False
+    kind: SampleTasks = "digits",
+    *,
+    seed: int = 0,
+    counts: Mapping[str, int] | None = None,
+    reverse: bool = False,
+    held_out: int = 0,
 ) -> list[TaskPairs]:
     """The embedded sample: scenes of one digit, in five domains.
 
@@ -217,6 +222,7 @@ def sample_tasks(
         seed: another seed, other scenes.
         counts: scenes of each split in all tasks together. Default: :data:`SAMPLE_COUNTS`, or :data:`TURN_COUNTS`.
         reverse: the last task first.
+        held_out: whose scans test scenes are made of, see :class:`~mc_core.samples.scenes.SceneConfig`.
 
     >>> few = {"train": 60, "validation": 20, "test": 20}
     >>> [task.name for task in sample_tasks("turns", counts=few)]
@@ -226,9 +232,9 @@ def sample_tasks(
     (['zero and one', 'two and three', 'four and five', 'six and seven', 'eight and nine'], ['three', 'two'])
     """
     if kind == "digits":
-        tasks = _digit_tasks(seed, counts or SAMPLE_COUNTS)
+        tasks = _digit_tasks(seed, counts or SAMPLE_COUNTS, held_out)
     else:
-        tasks = _turned_tasks(seed, counts or TURN_COUNTS, before=kind == "before")
+        tasks = _turned_tasks(seed, counts or TURN_COUNTS, held_out, before=kind == "before")
     return tasks[::-1] if reverse else tasks
 
 
@@ -257,19 +263,19 @@ def _digit_of(pairs: Pairs) -> np.ndarray:
     return np.array([next(word for word in text.split() if word in DIGITS) for text in pairs.captions])
 
 
-def _turned_tasks(seed: int, counts: Mapping[str, int], *, before: bool) -> list[TaskPairs]:
+def _turned_tasks(seed: int, counts: Mapping[str, int], held_out: int, *, before: bool) -> list[TaskPairs]:
     each = {part: count // len(TURNS) for part, count in counts.items()}
     first, classes = (len(TURNS), BEFORE) if before else (0, TURNED)
     tasks = []
     for place, degrees in enumerate(TURNS, first):
         name = f"turned {degrees}" if degrees else "upright"
-        pairs = _plain_scenes(seed, each, place, turn=degrees, classes=classes)
+        pairs = _plain_scenes(seed, each, place, turn=degrees, classes=classes, held_out=held_out)
         tasks.append(TaskPairs(name, replace(pairs, location=name), _digit_of(pairs)))
     return tasks
 
 
-def _digit_tasks(seed: int, counts: Mapping[str, int]) -> list[TaskPairs]:
-    pairs = _plain_scenes(seed, counts)
+def _digit_tasks(seed: int, counts: Mapping[str, int], held_out: int) -> list[TaskPairs]:
+    pairs = _plain_scenes(seed, counts, held_out=held_out)
     words = _digit_of(pairs)
     tasks = []
     for first in range(0, len(DIGITS), 2):
