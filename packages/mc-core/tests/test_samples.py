@@ -66,6 +66,20 @@ class TestReproducible:
         assert len(train) > 1300
         assert len(test) == 360
 
+    def test_every_scan_is_held_out_once(self) -> None:
+        seen: list[set[int]] = []
+        for fifth in range(5):
+            config = SceneConfig(held_out=fifth)
+            held, rest = (
+                set(digit_scenes(4000, size=16, split=split, config=config).objects.source.flatten().tolist())
+                for split in ("test", "train")
+            )
+            assert not held & rest
+            assert max(held) - min(held) < 360  # one after the other, as they were collected
+            seen.append(held)
+        assert sum(map(len, seen)) == len(set().union(*seen)) == 1797
+        assert min(seen[0]) > max(seen[1]) > max(seen[4])
+
 
 class TestTruth:
     def test_shapes_and_dtypes(self, crowd: DigitScenes) -> None:
