@@ -163,19 +163,12 @@ class TestStart:
             assert "Traceback" not in refused.err
             assert not (tmp_path / "run").exists()
 
-    def test_on_the_sample_a_model_learns_other_digits_first(self, command, tmp_path, monkeypatch):
-        monkeypatch.setattr(
-            "mc_vision_language.continual.tasks.TURN_COUNTS", {"train": 80, "validation": 10, "test": 40}
-        )
-        arguments = ["continual", "--fit.steps", "2", "--fit.batch-size", "8", "--fit.warmup-epochs", "0"]
-        first = command(*arguments, "--out", tmp_path / "run", "--json")
-        assert "first a model learns five turns of five other digits" in " ".join(first.err.split())
-        assert set(first.json["baselines"]) == {"sequential", "joint", "before_the_tasks"}
-        assert first.json["tasks"] == ["upright", "turned 30", "turned 60", "turned 90", "turned 120"]
-        start = tmp_path / "run" / "start"
-        trained = (start / "tasks" / "1-all-tasks" / "metrics.jsonl").read_text().splitlines()
-        assert '"step": 10' in trained[-1]  # a fifth more than 2 is still 2, for each turn
-        again = command(*arguments, "--out", tmp_path / "run", "--json")
-        assert again.json["trained"] == first.json["trained"]
-        alone = command(*arguments, "--start", start, "--method", "ctp", "--out", tmp_path / "other", "--json")
-        assert alone.json["trained"] == first.json["trained"]
+
+def test_without_a_list_it_runs_on_the_sample(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "mc_vision_language.continual.tasks.SAMPLE_COUNTS", {"train": 240, "validation": 10, "test": 60}
+    )
+    arguments = ["continual", "--fit.steps", "2", "--fit.batch-size", "8", "--fit.warmup-epochs", "0"]
+    found = command(*arguments, "--out", tmp_path / "run", "--json").json
+    assert set(found["baselines"]) == {"sequential", "joint", "random_encoder"}
+    assert found["tasks"] == ["zero and one", "two and three", "four and five", "six and seven", "eight and nine"]

@@ -538,11 +538,11 @@ def continual(
     Args:
         source: YAML list of tasks, the first one first, each with name and data (whatever pretrain takes), and where it is wanted
             columns, category and where (column: value, so that one file can hold several domains); or p9d:FOLDER. Without it:
-            five handwritten digits, turned further from task to task.
+            five tasks of two handwritten digits each.
         method: ctp, ctp+er, ctp-first, sequential, joint, ewc, mas, si, rwalk, afec, lwf, er, mof, kmeans, icarl or lucir; repeat
             for several. Default: ctp; without TASKS sequential, ctp and joint.
         start: A trained model that all methods begin with, such as a run of pretrain or continual: its encoders, tokenizer and
-            image size are taken. Default: encoders as the recipe says; without TASKS a model that has learned five other digits.
+            image size are taken. Default: encoders as the recipe says.
         buffer: Samples of finished tasks that are kept, for methods that replay. Default: a hundredth of all.
         reverse: The last task first.
         recipe: A recipe by name (ctp, or ctp-laptop for a small CPU), a YAML file or a run folder; holds for every task.

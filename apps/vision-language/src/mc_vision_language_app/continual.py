@@ -19,7 +19,6 @@ from mc_core.report import write_report
 from mc_core.runs import folder_name, pick_device
 from mc_vision_language.continual.base import CITATION
 from mc_vision_language.continual.running import SequenceRun, base_recipe, recipe_for, run_sequence, untrained_figures
-from mc_vision_language.continual.sample import sample_start
 from mc_vision_language.continual.table import BASELINES
 from mc_vision_language.continual.tasks import SAMPLE_TASKS, TaskPairs, read_tasks, sample_tasks
 from mc_vision_language.data.options import ReadOptions
@@ -32,8 +31,6 @@ from mc_vision_language_app.runs import open_run
 
 OWN = "ctp"
 STARTED = "before_the_tasks"
-_START = "start"  # folder of the model that all methods begin with, on the sample
-_LONGER = 1.2  # times the steps of a task, in which that model learns each turn of other digits
 SAMPLE_METHODS = ("sequential", OWN, "joint")
 
 
@@ -66,14 +63,12 @@ def run_continual(options: ContinualOptions) -> None:
         return
     keep_freed_memory()
     join_processes(base.fit)
-    data_name = SAMPLE_TASKS["turns"] if options.source is None else Path(options.source.removeprefix("p9d:")).stem
+    data_name = SAMPLE_TASKS["digits"] if options.source is None else Path(options.source.removeprefix("p9d:")).stem
     order = "-reversed" if options.reverse else ""
     out = options.out or Path("runs") / f"continual-{folder_name(data_name)}{order}"
     with _cleared(out):
         start = None if options.start is None else open_run(options.start, pick_device("cpu")).model
         tasks = _read(options, base)
-        if options.source is None and start is None:
-            start = _sample_start(tasks, base, out / _START)
         runs = [
             run_sequence(
                 name, tasks, base, out / folder_name(name), buffer=options.buffer, source=data_name, start=start
@@ -101,8 +96,8 @@ def _methods(options: ContinualOptions) -> Sequence[str]:
 def _read(options: ContinualOptions, base: Recipe[Any]) -> list[TaskPairs]:
     with first_process_first():
         if options.source is None:
-            with Status(f"drawing {SAMPLE_TASKS['turns']}"):
-                return sample_tasks("turns", reverse=options.reverse)
+            with Status(f"drawing {SAMPLE_TASKS['digits']}"):
+                return sample_tasks(reverse=options.reverse)
         with Status(f"opening {options.source}"):
             return read_tasks(
                 options.source,
@@ -111,16 +106,6 @@ def _read(options: ContinualOptions, base: Recipe[Any]) -> list[TaskPairs]:
                 split=base.split,
                 reverse=options.reverse,
             )
-
-
-def _sample_start(tasks: Sequence[TaskPairs], base: Recipe[Any], out: Path) -> VisionLanguageModel:
-    """What all methods begin with: a model that knows five other digits."""
-    fit = base.fit
-    if fit.steps is not None:
-        fit = fit.model_copy(update={"steps": max(1, round(_LONGER * fit.steps))})
-    if rank() == 0:
-        sys.stderr.write(f"first a model learns {SAMPLE_TASKS['before']}, with which all methods begin\n")
-    return sample_start(base.model_copy(update={"fit": fit}), out, seed=fit.seed, tasks=tasks)
 
 
 @contextlib.contextmanager
