@@ -12,6 +12,7 @@ from PIL import Image
 from mc_benchmarks import contract, ctp_claims
 from mc_benchmarks.contract import load_report
 from mc_benchmarks.ctp_claims import (
+    BEFORE,
     DIGIT_SETTINGS,
     FULL,
     JOINT,
@@ -26,6 +27,7 @@ from mc_benchmarks.ctp_claims import (
 )
 from mc_core.errors import CheckpointError, ConfigError
 from mc_core.recipes import merge
+from mc_vision_language.continual.sample import sample_start
 from mc_vision_language.continual.table import BASELINES
 from mc_vision_language.data.pairs import divide
 
@@ -91,6 +93,31 @@ def test_rows_of_digits_are_kept(kind, name, tmp_path, monkeypatch):
     assert run_ctp_claims(seeds=1, steps=2, keep=tmp_path, tasks=kind).rows == report.rows
     with pytest.raises(CheckpointError, match="other settings"):
         run_ctp_claims(seeds=1, steps=3, keep=tmp_path, tasks=kind)
+
+
+def test_a_model_that_knows_other_digits_sees_other_writers_in_each_seed(tmp_path, monkeypatch):
+    drawn, began = [], []
+
+    def few(kind, seed, held_out):
+        drawn.append((kind, held_out))
+        return _few(digit_tasks(kind, seed, held_out)[:2])
+
+    def start(*given, held_out, **more):
+        began.append(held_out)
+        return sample_start(*given, held_out=held_out, **more)
+
+    monkeypatch.setattr("mc_vision_language.continual.tasks.TURN_COUNTS", {"train": 200, "validation": 5, "test": 60})
+    monkeypatch.setattr(ctp_claims, "STARTED", (SEQUENTIAL, FULL))
+    monkeypatch.setattr(ctp_claims, "START_STEPS", 1)
+    monkeypatch.setattr(ctp_claims, "digit_tasks", few)
+    monkeypatch.setattr(ctp_claims, "sample_start", start)
+    report = run_ctp_claims(seeds=2, steps=2, keep=tmp_path, tasks="started")
+    assert load_report("ctp_started") == report
+    assert [row.name for row in report.rows] == [SEQUENTIAL, FULL, BEFORE]
+    assert drawn == [("turns", 0), ("turns", 1)]
+    assert began == [0, 1]
+    assert "Each seed holds out the scans of other writers" in report.reading
+    assert "of 2 seeds)" in report.reading
 
 
 def test_products_in_both_orders(tmp_path, monkeypatch):

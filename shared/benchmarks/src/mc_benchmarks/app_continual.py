@@ -45,7 +45,7 @@ def ctp_turns(
 
 
 def ctp_started(
-    *, seeds: int = 5, steps: int = 250, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
+    *, seeds: int = 10, steps: int = 250, others: bool = False, keep: Path = _KEEP, only_seed: int | None = None
 ) -> None:
     """The same on turned digits, by a model that knows five other digits already.
 

@@ -156,7 +156,7 @@ Tasks = Literal["started", "turns", "digits", "products"]
 BENCHMARKS: dict[Tasks, tuple[str, int, int, str]] = {
     "started": (
         "ctp_started",
-        5,
+        10,
         250,
         "five digits with captions, turned further from task to task, by a model that knows the other five in these turns",
     ),
@@ -366,6 +366,7 @@ _DIFFERENCES = (
     (MOMENTUM, SEQUENTIAL),
     (MOMENTUM, "the same, one-way average (α = 0)"),
     (CROSS, SEQUENTIAL),
+    (FULL, CROSS),
     (SAME, CROSS),
     (SAME, "+ same-modal, own column kept"),
     ("CTP and replay", "replay of a reservoir"),
@@ -384,7 +385,8 @@ def _reading(
             gains = {c: Spread.of([a[c] - b[c] for a, b in both]) for c in ("last", "forgetting")}
             said = {c: f"{g.mean:+.3f}" + ("" if g.sd is None else f" ± {g.sd:.3f}") for c, g in gains.items()}
             without = "" if JOINT in (more, less) else f", forgetting {said['forgetting']}"
-            parts.append(f"{order}{more} − {less}: R_m {said['last']}{without}")
+            above = sum(a["last"] > b["last"] for a, b in both)
+            parts.append(f"{order}{more} − {less}: R_m {said['last']} (above in {above} of {len(both)} seeds){without}")
     before = (
         f"All start from a model that learned the other five digits, in {START_STEPS} steps for each turn, all turns at once. Each "
         "seed holds out the scans of other writers, a fifth of all. "
