@@ -154,7 +154,7 @@ def run_sequence(
     source: str = "",
     resume: Literal["auto", "never", "must"] = "auto",
     start: VisionLanguageModel | None = None,
-    words: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> SequenceRun:
     """Train on one task after the other and measure after each. The same call made again goes on where the run was.
 
@@ -176,7 +176,7 @@ def run_sequence(
         source: what to call the data, so that the run knows them again.
         resume: see :func:`mc_core.continual.sequence.fit_tasks`.
         start: a trained model, whose encoders, tokenizer and image size are taken; it stays as it is. Default: as the recipe says.
-        words: further texts that the tokenizer is trained on, such as captions of domains to come.
+        texts: further ones that the tokenizer is trained on, such as captions of domains to come.
 
     Raises:
         ConfigError: an unknown method, settings that cannot work, fewer pairs than a batch.
@@ -207,7 +207,7 @@ def run_sequence(
                 f"task '{name}' has {count} pairs to train on, fewer than a batch: set fit.batch_size ({fit.batch_size}) to "
                 f"{count} or less, or give it more"
             )
-    tokenizer = _tokenizer(recipe, train, run_dir / TOKENIZER_FOLDER, words) if start is None else start.tokenizer
+    tokenizer = _tokenizer(recipe, train, run_dir / TOKENIZER_FOLDER, texts) if start is None else start.tokenizer
     built = build(recipe, tokenizer, start)
     side = built.model.image_size
     if side != recipe.augment.size:
@@ -342,12 +342,12 @@ def _write_beside(
 
 
 def _tokenizer(
-    recipe: Recipe[Any], train: Sequence[Pairs], place: Path, words: Sequence[str]
+    recipe: Recipe[Any], train: Sequence[Pairs], place: Path, texts: Sequence[str]
 ) -> PreTrainedTokenizerFast:
     text = recipe.method.text
     if (place / "tokenizer.json").exists():
         return load_tokenizer(place)
     if text.name is not None:
         return load_tokenizer(text.name, download=text.download)
-    captions = dict.fromkeys((*(caption for pairs in train for caption in pairs.captions), *words))
+    captions = dict.fromkeys((*(caption for pairs in train for caption in pairs.captions), *texts))
     return train_tokenizer(list(captions), text.vocabulary)

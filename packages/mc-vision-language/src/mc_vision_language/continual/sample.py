@@ -28,6 +28,6 @@ def sample_start(
         tasks: that it will come to; their words are in its vocabulary, as in a published one.
         held_out: whose scans it does not see, see :class:`~mc_core.samples.scenes.SceneConfig`; as in the tasks.
     """
-    words = [caption for task in tasks for caption in task.pairs.captions]
+    texts = [caption for task in tasks for caption in task.pairs.captions]
     turns = sample_tasks("before", seed=seed, held_out=held_out)
-    return run_sequence("joint", turns, base, run_dir, seed=seed, source=SAMPLE_TASKS["before"], words=words).model
+    return run_sequence("joint", turns, base, run_dir, seed=seed, source=SAMPLE_TASKS["before"], texts=texts).model
