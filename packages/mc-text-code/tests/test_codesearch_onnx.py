@@ -57,8 +57,17 @@ def test_vectors_are_near_the_encoder_s_and_the_report_says_how_near(model):
     assert report.float32_difference < 1e-4
     assert (report.length, report.texts) == (24, len(TEXTS))
     for place, text in enumerate(TEXTS):  # in a batch as alone
-        np.testing.assert_allclose(queries.encode_queries([text])[0], found[place], atol=1e-3)
+        np.testing.assert_array_equal(queries.encode_queries([text])[0], found[place])
     assert queries.encode_queries([]).shape == (0, 32)
+
+
+def test_weights_keep_to_seven_bits_so_that_no_cpu_cuts_products_off(model):
+    onnx = pytest.importorskip("onnx")
+    stored = onnx.load(str(model[0] / FOLDER / MODEL)).graph.initializer
+    weights = [onnx.numpy_helper.to_array(t) for t in stored if t.data_type == onnx.TensorProto.INT8]
+    matrices = [array for array in weights if array.ndim == 2]
+    assert len(matrices) > 5
+    assert max(np.abs(array.astype(int)).max() for array in matrices) <= 64
 
 
 def test_an_index_asks_it_and_embeds_with_the_encoder(model, tmp_path):

@@ -17,6 +17,7 @@ from mc_core.continual import Task, TaskData, fit_tasks, task_folder
 from mc_core.data import TensorData
 from mc_core.engine import Fit
 from mc_core.errors import ConfigError
+from mc_core.files import load_state
 from mc_core.momentum import MomentumEncoder
 from mc_core.recipes import load_recipe
 from mc_testkit.toys import captioned_images
@@ -608,8 +609,13 @@ class TestTasks:
         assert any(name.startswith("old.") for name in whole.state_dict())
         for name, value in whole.state_dict().items():
             assert torch.equal(value, resumed.state_dict()[name]), name
-        ends = [task_folder(run, Task(1, "night")) / "end.safetensors" for run in (tmp_path / "whole", place)]
-        assert len({end.stat().st_size for end in ends}) == 1
+        ends = [
+            load_state(task_folder(run, Task(1, "night")) / "end.safetensors") for run in (tmp_path / "whole", place)
+        ]
+        assert ends[0].keys() == ends[1].keys() == {"method", "held", "seconds"}  # the third of which is the clock's
+        assert ends[0]["method"].keys() == ends[1]["method"].keys() == whole.state_dict().keys()
+        for name, value in whole.state_dict().items():
+            assert all(torch.equal(value, end["method"][name]) for end in ends), name
 
     def test_bad_input(self):
         with pytest.raises(ConfigError, match="1 pair per process and micro-batch has no other"):

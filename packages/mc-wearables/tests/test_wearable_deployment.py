@@ -114,6 +114,21 @@ def test_eight_bits_reach_gates_and_activations_of_the_efficientnet_but_not_the_
     assert {"Sub", "Div", "Where"} <= {node.op_type for node in before}
 
 
+@pytest.mark.parametrize("kind", ["efficientnet", "resnet", "vit"])
+@pytest.mark.usefixtures("narrow")
+def test_signed_weights_keep_to_seven_bits_so_that_no_cpu_cuts_products_off(kind, segments, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path = export_for_device(encoder_of(**KINDS[kind]), tmp_path / "e.onnx", segments, format="int8").path
+    stored = [
+        onnx.numpy_helper.to_array(t)
+        for t in onnx.load(str(path)).graph.initializer
+        if t.data_type == onnx.TensorProto.INT8
+    ]
+    weights = [array for array in stored if array.ndim > 1]
+    assert len(weights) > 5
+    assert max(np.abs(array.astype(int)).max() for array in weights) == 64  # all of the 7 are used
+
+
 @pytest.mark.usefixtures("narrow")
 def test_the_fastest_variant_that_agrees_is_written(segments, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")

@@ -107,10 +107,15 @@ def export_for_device(
 
 @dataclass(frozen=True)
 class _Variant:
-    """What is computed in 8 bits, and how the ranges of activations are found."""
+    """What is computed in 8 bits, how the ranges of activations are found, and what weights are rounded to.
+
+    x86 CPUs without VNNI add two products of signed and unsigned bytes in 16 bits, and cut them off there. A file must mean the
+    same on every CPU: signed weights keep to 7 of their 8 bits. Unsigned ones do not overflow, and take longer.
+    """
 
     operators: tuple[str, ...]
     method: Literal["Percentile", "MinMax"]
+    weights: Literal["signed", "unsigned"] = "signed"
 
 
 _CONVOLUTIONS = ("Conv", "MatMul", "Gemm")
@@ -118,6 +123,7 @@ _VARIANTS = (  # from the fastest to the closest
     _Variant((*_CONVOLUTIONS, "Sigmoid", "Mul", "Add", "AveragePool"), "Percentile"),
     _Variant(_CONVOLUTIONS, "Percentile"),
     _Variant(_CONVOLUTIONS, "MinMax"),
+    _Variant(_CONVOLUTIONS, "MinMax", "unsigned"),
 )
 
 
@@ -172,7 +178,8 @@ def _quantise(source: Path, target: Path, variant: _Variant, x_BCT: torch.Tensor
             op_types_to_quantize=list(variant.operators),
             nodes_to_exclude=[node.name for node in graph.node[:first]],
             activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType["QInt8" if variant.weights == "signed" else "QUInt8"],
+            reduce_range=variant.weights == "signed",
             calibrate_method=quantization.CalibrationMethod[variant.method],
             extra_options={"CalibPercentile": _PERCENTILE} if variant.method == "Percentile" else {},
         )
