@@ -22,6 +22,7 @@ from mc_vision_language.staged import features, running
 from mc_vision_language.staged.data import InstructData, JointData
 from mc_vision_language.staged.features import MapData
 from mc_vision_language.staged.running import run_astrea, stages_of
+from mc_vision_language.staged.sample import staged_sample, staged_scenes
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("_tiny_staged.py"))))
 ALL = (
@@ -384,3 +385,15 @@ def test_instruction_rows_are_captions_and_questions_with_one_answer_drawn(pictu
     alone = rows.get_batch([len(part) + 1], 0, 5)
     width = alone["answer_ids"].shape[1]
     assert torch.equal(alone["answer_ids"][0], batch["answer_ids"][2][:width])
+
+
+def test_scenes_of_the_sample_are_of_the_writers_asked_for():
+    def scans(part, held_out):
+        return set(staged_scenes(part, count=400, held_out=held_out).objects.source.flatten().tolist()) - {-1}
+
+    for held_out in (0, 3):
+        assert not scans("test", held_out) & (scans("train", held_out) | scans("validation", held_out))
+    assert scans("test", 0) & scans("train", 3)
+    assert not scans("test", 0) & scans("test", 3)
+    first, again = (staged_sample(seed=1, counts={"train": 2, "test": 2}, held_out=h) for h in (0, 3))
+    assert first.pairs.captions != again.pairs.captions

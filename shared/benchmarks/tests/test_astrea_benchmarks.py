@@ -59,7 +59,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 def test_rows_of_scenes_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(astrea_claims, "staged_sample", lambda seed: staged_sample(seed=seed, counts=COUNTS))
+    monkeypatch.setattr(astrea_claims, "staged_sample", lambda **asked: staged_sample(**asked, counts=COUNTS))
     rows = (FULL, "only detection", CONCAT, BOTH)
     monkeypatch.setattr(
         astrea_claims, "REGIMES", (Regime("", rows=rows), Regime("few captions: ", captions=10, rows=(FULL,)))
@@ -97,7 +97,12 @@ def test_experts_learn_from_different_pictures(tmp_path, monkeypatch):
         assert (kinds == known).all()
     row = np.flatnonzero(~dark)[0]
     assert (found.masks.read(row) == whole.masks.read(row)).all()
-    monkeypatch.setattr(astrea_claims, "staged_sample", lambda seed: staged_sample(seed=seed, counts=COUNTS))
+    told: list[dict[str, int]] = []
+    monkeypatch.setattr(
+        astrea_claims, "staged_sample", lambda **asked: told.append(asked) or staged_sample(**asked, counts=COUNTS)
+    )
+    run_astrea_claims(seeds=8, steps=4, keep=tmp_path / "seventh", only_seed=7, experts_apart=True)
+    assert told == [{"seed": 7, "held_out": 2}]
     report = run_astrea_claims(seeds=1, steps=4, keep=tmp_path, experts_apart=True)
     assert load_report("astrea_apart") == report
     assert [row.name for row in report.rows] == list(APART.rows)

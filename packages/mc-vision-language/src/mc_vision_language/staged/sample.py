@@ -28,33 +28,39 @@ QUESTIONS = 2
 """Most about each scene."""
 
 
-def staged_scenes(part: str, *, seed: int = 0, count: int | None = None) -> DigitScenes:
+def staged_scenes(part: str, *, seed: int = 0, count: int | None = None, held_out: int = 0) -> DigitScenes:
     """The scenes of one split.
 
     Args:
         part: train, validation or test.
         seed: another seed, other scenes.
         count: how many. Default: as many as the sample has.
+        held_out: whose scans test scenes are made of, see :class:`~mc_core.samples.scenes.SceneConfig`.
 
     >>> staged_scenes("test", count=2).images.shape
     torch.Size([2, 3, 32, 32])
     """
     start = COUNTS["train"] if part == "validation" else 0
     split = "test" if part == "test" else "train"
+    config = SCENE.model_copy(update={"held_out": held_out})
     return digit_scenes(
-        count or COUNTS[part], size=SIZE, digits=DIGITS, seed=seed, split=split, start=start, config=SCENE
+        count or COUNTS[part], size=SIZE, digits=DIGITS, seed=seed, split=split, start=start, config=config
     )
 
 
-def staged_sample(*, seed: int = 0, counts: dict[str, int] | None = None) -> AnnotatedPairs:
+def staged_sample(*, seed: int = 0, counts: dict[str, int] | None = None, held_out: int = 0) -> AnnotatedPairs:
     """All scenes with what is known of them: captions, digits as classes, boxes, pixels, questions.
 
     Args:
         seed: another seed, other scenes and questions.
         counts: scenes of each split. Default: those of the sample.
+        held_out: whose scans test scenes are made of, see :class:`~mc_core.samples.scenes.SceneConfig`.
 
     >>> staged_sample(counts={"train": 4, "test": 2}).missing()
     ()
     """
-    scenes = {part: staged_scenes(part, seed=seed, count=count) for part, count in (counts or COUNTS).items()}
+    scenes = {
+        part: staged_scenes(part, seed=seed, count=count, held_out=held_out)
+        for part, count in (counts or COUNTS).items()
+    }
     return scene_annotations(scenes, questions=QUESTIONS, kinds=KINDS, seed=seed)
