@@ -133,6 +133,7 @@ REGIMES = (
     Regime(""),
     Regime("a quarter of the updates: ", share=0.25, rows=_FEW),
     Regime("a tenth of the captions: ", captions=400, rows=_FEW),
+    Regime("four times the updates: ", share=4.0, rows=(FULL, UNIFORM, CONCAT)),
 )
 
 
