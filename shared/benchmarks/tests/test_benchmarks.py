@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mc_benchmarks import contract, mmc_claims, mmc_step, segment, sinkhorn, tables
+from mc_benchmarks.app import app
 from mc_benchmarks.claims import over_seeds
 from mc_benchmarks.contract import Report, Row, environment, load_report, median, median_ratio, paired, spread
 from mc_benchmarks.queue_loss import _inputs, dense_info_nce
@@ -64,6 +65,16 @@ def test_tables_are_made_from_results_and_checked(tmp_path, monkeypatch):
 
 def test_the_tables_of_this_workspace_are_up_to_date():
     tables.run_tables([], check=True)
+
+
+def test_every_command_is_told_in_the_readme():
+    page = (contract.RESULTS.parent / "README.md").read_text()
+    names = [name for name in app if not name.startswith("-")]
+    assert len(names) > 40
+    for name in names:
+        told = [line for line in page.splitlines() if f"mc-benchmark {name} " in line]
+        assert len(told) == 1, name
+        assert name == "tables" or f"| `{name}` |" in page or f"| `{name}`, " in page, name
 
 
 def test_candidates_take_turns():

@@ -23,7 +23,7 @@ def astrea_claims(*, seeds: int = 5, steps: int = 1000, keep: Path = _KEEP, only
     run_astrea_claims(seeds=seeds, steps=steps, keep=keep, only_seed=only_seed)
 
 
-def astrea_apart(*, seeds: int = 10, steps: int = 1000, keep: Path = _KEEP, only_seed: int | None = None) -> None:
+def astrea_apart(*, seeds: int = 5, steps: int = 1000, keep: Path = _KEEP, only_seed: int | None = None) -> None:
     """What a router is worth where experts have learned from different pictures: beside uniform weights and channels side by side.
 
     Args:

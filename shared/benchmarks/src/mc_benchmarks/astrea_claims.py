@@ -208,7 +208,7 @@ def run_astrea_claims(
         experts_apart: experts learn from different pictures, see :func:`apart`; fewer rows.
     """
     found: dict[str, list[dict[str, float]]] = {}
-    name, usual_seeds = ("astrea_apart", 10) if experts_apart else ("astrea_claims", 5)
+    name, usual_seeds = ("astrea_apart", 5) if experts_apart else ("astrea_claims", 5)
     regimes = (APART,) if experts_apart else REGIMES
     for seed in range(seeds) if only_seed is None else (only_seed,):
         whole = staged_sample(seed=seed, held_out=seed % 5 if experts_apart else 0)
