@@ -397,3 +397,5 @@ def test_scenes_of_the_sample_are_of_the_writers_asked_for():
     assert not scans("test", 0) & scans("test", 3)
     first, again = (staged_sample(seed=1, counts={"train": 2, "test": 2}, held_out=h) for h in (0, 3))
     assert first.pairs.captions != again.pairs.captions
+    with pytest.raises(ValueError, match="held_out"):
+        staged_sample(held_out=5)

@@ -208,7 +208,7 @@ def run_astrea_claims(
         experts_apart: experts learn from different pictures, see :func:`apart`; fewer rows.
     """
     found: dict[str, list[dict[str, float]]] = {}
-    name, usual_seeds = ("astrea_apart", 5) if experts_apart else ("astrea_claims", 5)
+    name = "astrea_apart" if experts_apart else "astrea_claims"
     regimes = (APART,) if experts_apart else REGIMES
     for seed in range(seeds) if only_seed is None else (only_seed,):
         whole = staged_sample(seed=seed, held_out=seed % 5 if experts_apart else 0)
@@ -228,9 +228,7 @@ def run_astrea_claims(
     report = Report(
         benchmark=name,
         command=f"uv run mc-benchmark {name.replace('_', '-')}"
-        + "".join(
-            f" --{n} {v}" for n, v, usual in (("seeds", seeds, usual_seeds), ("steps", steps, 1000)) if v != usual
-        ),
+        + "".join(f" --{n} {v}" for n, v, usual in (("seeds", seeds, 5), ("steps", steps, 1000)) if v != usual),
         question="What the ways to fuse experts are worth that have learned from different scenes of two digits, "
         f"{seeds} seeds"
         if experts_apart

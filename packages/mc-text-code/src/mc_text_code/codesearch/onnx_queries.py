@@ -2,8 +2,8 @@
 
 The index keeps the vectors that the encoder itself made; only what is asked goes through the smaller copy, whose weights have 8
 bits (dynamic quantisation, one scale for a matrix; 7 of the 8 are used, because products of whole bytes overflow on x86 CPUs
-without VNNI). How near the two are is measured when it is made, and kept beside it. The
-folder, ``onnx`` inside that of the model, holds::
+without VNNI). How near the two are is measured when it is made, and kept beside it. The folder, ``onnx`` inside that of the model,
+holds::
 
     queries-int8.onnx    token ids and mask, (B, L) int64 → (B, D)
     tokenizer.json       of the encoder

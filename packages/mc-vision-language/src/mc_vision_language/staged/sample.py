@@ -42,7 +42,7 @@ def staged_scenes(part: str, *, seed: int = 0, count: int | None = None, held_ou
     """
     start = COUNTS["train"] if part == "validation" else 0
     split = "test" if part == "test" else "train"
-    config = SCENE.model_copy(update={"held_out": held_out})
+    config = SceneConfig.model_validate({**SCENE.model_dump(), "held_out": held_out})
     return digit_scenes(
         count or COUNTS[part], size=SIZE, digits=DIGITS, seed=seed, split=split, start=start, config=config
     )
