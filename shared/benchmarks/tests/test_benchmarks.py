@@ -87,6 +87,18 @@ def test_candidates_take_turns():
     assert median_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
 
 
+def test_candidates_that_rest_run_once_uncounted_before_each_timing(monkeypatch):
+    order, slept = [], []
+    monkeypatch.setattr(
+        "mc_benchmarks.contract.time.sleep", lambda seconds: (slept.append(seconds), order.append("rest"))
+    )
+    candidates = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    seconds = paired(candidates, repeats=2, warmup=1, rest=0.5)
+    assert order == ["rest", "a", "a", "rest", "b", "b"] * 3
+    assert [len(found) for found in seconds.values()] == [2, 2]
+    assert set(slept) == {0.5}
+
+
 @pytest.mark.parametrize(("limit", "rounds"), [(0.0, 3), (1e9, 8), (None, 8)])
 def test_a_limit_leaves_at_least_three_rounds(limit, rounds):
     turns = []

@@ -10,6 +10,7 @@ import io
 import os
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ _EXTRA = "mc-core[export]"
 _COMPARED = 256  # segments on which the exported encoder is compared with PyTorch
 _CALIBRATION = 64  # of them, behind the ranges of 8-bit activations
 _PERCENTILE = 99.99  # of the absolute activations, in range
-_ROUNDS = 30
+_ROUNDS = 6
+_REST = 0.05  # seconds until the threads of the other runtime, which wait busily for more work, sleep
 LEAST_COSINE = 0.95
 """An 8-bit encoder whose centred embeddings agree less with the 32-bit ones, in the median, is not written."""
 
@@ -217,18 +219,20 @@ def _agreement(module: SignalEncoder, x_BCT: torch.Tensor, session: Any) -> tupl
 def _measured(module: SignalEncoder, x_BCT: torch.Tensor, path: Path, format: Literal["fp32", "int8"]) -> DeviceReport:
     session = _session(path)
     one, many = x_BCT[:1], x_BCT[:32]
-    times: dict[str, list[float]] = {"onnx": [], "torch": [], "batch": []}
-    for turn in range(_ROUNDS):  # in turns, so that other work on this CPU meets all alike
-        for name, work in (
-            ("onnx", lambda: _run(session, one)),
-            ("torch", lambda: module(one)),
-            ("batch", lambda: _run(session, many)),
-        ):
-            if name == "batch" and turn >= _ROUNDS // 5:
-                continue
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
+    works = {
+        "onnx": (partial(_run, session, one), 5),
+        "torch": (partial(module, one), 5),
+        "batch": (partial(_run, session, many), 1),
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(_ROUNDS):  # in turns, so that other work on this CPU meets all alike
+        for name, (work, count) in works.items():
+            time.sleep(_REST)
+            work()  # wakes its own threads
+            for _ in range(count):
+                start = time.perf_counter()
+                work()
+                times[name].append(time.perf_counter() - start)
     difference, cosine = _agreement(module, x_BCT, session)
     return DeviceReport(
         path=path,

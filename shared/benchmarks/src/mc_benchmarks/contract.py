@@ -121,6 +121,7 @@ def paired(
     warmup: int = 3,
     device: torch.device | None = None,
     limit: float | None = None,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each candidate, taken in turns so that a slow moment of the machine hits all of them.
 
@@ -130,6 +131,8 @@ def paired(
         warmup: rounds not counted.
         device: synchronised around each timing when it is a GPU.
         limit: seconds after which no further round begins, as soon as three are counted.
+        rest: seconds of sleep before each timing, then one run not counted. Where candidates have thread pools of their own, one
+            that waits busily for more work takes the processor from the next candidate for so long.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     begin = time.perf_counter()
@@ -137,6 +140,9 @@ def paired(
         if limit is not None and round_ >= warmup + _FEWEST and time.perf_counter() - begin > limit:
             break
         for name, work in candidates.items():
+            if rest:
+                time.sleep(rest)
+                work()
             if device is not None and device.type == "cuda":
                 torch.cuda.synchronize(device)
             start = time.perf_counter()

@@ -35,6 +35,8 @@ from mc_wearables.encoders.efficientnet import EfficientNet1d, SqueezeExcite
 EAGER, CONV1D = "eager", "eager, plain Conv1d"
 ONNX, INT8 = "ONNX Runtime", "ONNX Runtime, 8 bits"
 _EMBED_BAR, _ONNX_BAR = 500, 5
+_REST = 0.05
+"""Seconds until a runtime's threads, which wait busily for more work, leave the processor to the other's."""
 
 
 class _SqueezeExcite1d(nn.Module):
@@ -115,6 +117,7 @@ def embedding_report(repeats: int, threads: int, count: int) -> Report:
                     "ONNX Runtime, batches of 32": lambda r=run, p=parts: [r(x) for x in p],
                 },
                 repeats=repeats,
+                rest=_REST,
             )
             rows += _rows(name, found, n)
             speeds.append(n / median(found[EAGER]))
@@ -167,6 +170,7 @@ def _paper_rows(
                     {EAGER: partial(encoder, x), CONV1D: partial(plain, x)}
                     | {name: partial(run, x) for name, run in runs.items()},
                     repeats=repeats,
+                    rest=_REST,
                 )
             name = f"paper's encoder, {number} thread{'s' if number > 1 else ''}, batch of {batch}"
             rows += _rows(name, found, batch, flop=counter.get_total_flops())
