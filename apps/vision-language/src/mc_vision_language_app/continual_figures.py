@@ -40,6 +40,7 @@ def curves(runs: Sequence[SequenceRun], path: Path) -> Path:
         axis.plot(at, scores.at_the_end, "--", color=color, linewidth=1)
         axis.plot(at, scores.after_each, "o-", color=color, markersize=4)
         axis.plot([], [], "o-", color=color, markersize=4, label=run.method)
+    axis.plot([], [], "--", color="#555555", linewidth=1, label="last model")
     axis.set_xticks(at, [f"{number + 1}\n{_short(name)}" for number, name in enumerate(names)], fontsize=7)
     axis.set_ylabel("R_m")
     axis.set_ylim(0, 1)
