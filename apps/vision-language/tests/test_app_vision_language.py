@@ -195,6 +195,7 @@ def answering(finished, captions, command, tmp_path_factory):
     (folder / "questions.json").write_text(json.dumps(rows))
     out = folder / "run"
     options = ["--task", "vqa", "--recipe", "albef-vqa-laptop", "--images", captions.parent, "--draws", "20"]
+    options += ["--split.seed", "5", "--split.shares", "0.5", "0.1", "0.4"]
     size = ["--augment.size", "32", "--fit.steps", "2", "--batch", "8", "--fit.warmup-epochs", "0"]
     done = command("finetune", finished[0], folder / "questions.json", *options, *size, "--out", out, "--json")
     return out, done
@@ -214,6 +215,43 @@ def test_finetuned_for_questions_and_asked(answering, captions, command, tmp_pat
     assert command("vqa", run, photo, "how many digits?", "--generate", "--json").json["generated"]
     (tmp_path / "long.txt").write_text("what color is the digit how many digits are there\n")
     assert "below 0.001" in command("vqa", run, photo, "how many?", "--answers", tmp_path / "long.txt").out
+
+
+def test_a_task_is_measured_on_the_rows_that_its_run_held_out(answering, captions, command, monkeypatch):
+    """The division is the run's, whatever it was trained with, and none of the rows it learned from are measured."""
+    from mc_vision_language_app import tasks
+
+    run, done = answering
+    source = run.parent / "questions.json"
+    seen = {}
+    measure = tasks.measure_task
+    monkeypatch.setattr(
+        tasks,
+        "measure_task",
+        lambda model, rows, train, **more: seen.update(test=rows, train=train) or measure(model, rows, train, **more),
+    )
+    again = command("evaluate", run, source, "--images", captions.parent, "--draws", "20", "--json")
+    assert again.code == 0, again.err
+    assert len(seen["test"]) == json.loads((run / "result.json").read_text())["rows"]
+    assert 30 < len(seen["test"]) < 66  # of 120, two for each picture; the usual share is a tenth
+    shown = [set(part.image_ids[part.image_of].tolist()) for part in seen.values()]
+    assert not shown[0] & shown[1]
+    assert tasks.split_of_run(run)["seed"] == 5
+    assert {key: again.json[key] for key in ("trained", "baselines")} == {
+        key: done.json[key] for key in ("trained", "baselines")
+    }
+
+
+def test_a_task_of_a_run_in_this_folder_is_put_beside_it(finished, captions, command, tmp_path, monkeypatch):
+    from shutil import copytree
+
+    copytree(finished[0], tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    size = ["--augment.size", "32", "--fit.steps", "1", "--batch", "8", "--fit.warmup-epochs", "0", "--draws", "5"]
+    done = command("finetune", ".", captions, "--task", "retrieval", "--recipe", "albef-retrieval-laptop", *size)
+    assert done.code == 0, done.err
+    best = command("evaluate", tmp_path / "mine-retrieval", captions, "--rerank", "2", "--draws", "5", "--json")
+    assert best.json["details"]["ranked_again"] == 2
 
 
 def test_every_task_is_trained_on_the_sample_and_measured(command, tiny, tmp_path, monkeypatch):
@@ -345,6 +383,11 @@ def test_parts_of_the_data_without_a_test_part_are_named(command, tiny, rewritte
         (["evaluate", "RUN"], "say which pairs"),
         (["evaluate", "nowhere"], "no such run folder"),
         (["finetune", "RUN", "LIST", "--task", "vqa"], "question"),
+        (["finetune", "RUN", "LIST", "--task", "vqa", "--boxes", "x"], "--boxes is of the task grounding, not of vqa"),
+        (["finetune", "RUN", "LIST", "--task", "vqa", "--assignment", "sample"], "--assignment is of the task nlvr2"),
+        (["evaluate", "RUN", "LIST", "--annotations", "x"], "--annotations is of a run of finetune"),
+        (["ablate", "LIST", "--seeds", "0"], "seeds 0"),
+        (["ablate", "LIST", "--noise", "2"], "noise 2"),
         (["convert", "LIST", "out"], "captions.csv"),
     ],
 )

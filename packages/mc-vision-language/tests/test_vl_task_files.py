@@ -397,3 +397,82 @@ def test_real_questions_statements_and_boxes():
     phrases = open_phrases(folder / "coco-captions-mini.tar")
     assert len(phrases) > 200
     assert np.isfinite(phrases.boxes).all()
+
+
+def tar_with(path: Path, notes):
+    """A picture and what lies beside it."""
+    with tarfile.open(path, "w") as archive:
+        picture = io.BytesIO()
+        Image.new("RGB", (40, 30)).save(picture, "PNG")
+        for name, data in (("a.png", picture.getvalue()), ("a.json", json.dumps(notes).encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([{"id": 1, "qas": ["what"]}], "entry 1: not in the layout"),
+        ([{"id": 1, "qas": None}], "entry 1: not in the layout"),
+        ({"questions": [{"question_id": 1, "image_id": "n139", "question": "what"}]}, "entry 1.*n139"),
+    ],
+)
+def test_questions_of_another_layout_are_said_in_one_line(tmp_path, content, says):
+    with pytest.raises(DataError, match=says):
+        open_questions(write(tmp_path / "q.json", content))
+
+
+@pytest.mark.parametrize("answers", [["cat"], [{"text": "cat"}], None])
+def test_answers_of_another_layout_are_said_in_one_line(tmp_path, answers):
+    path, beside = vqa_files(tmp_path)
+    content = json.loads(beside.read_text())
+    content["annotations"][0]["answers"] = answers
+    write(beside, content)
+    with pytest.raises(DataError, match=r"v2_mscoco_val2014_annotations\.json, entry 1: (no answer|not in the layout)"):
+        open_questions(path)
+
+
+def test_notes_of_another_layout_are_said_in_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"a\.json: not in the layout"):
+        open_questions(tar_with(tmp_path / "q.tar", {"qa": ["what"]}))
+    with pytest.raises(DataError, match=r"a\.json: no bbox"):
+        open_phrases(tar_with(tmp_path / "p.tar", {"width": 40, "height": 30, "objects": [{"category": "cup"}]}))
+
+
+@pytest.mark.parametrize("content", [[{"box": [1, 2, 3, 4]}], {"a.png": [1, 2, 3, 4]}])
+def test_proposals_of_another_layout_are_said_in_one_line(tmp_path, content):
+    photo(tmp_path / "a.png")
+    table = write(tmp_path / "t.csv", "image,phrase\na.png,cup\n")
+    with pytest.raises(DataError, match=r"p\.json: (no image_id|not in the layout)"):
+        open_phrases(table, proposals=write(tmp_path / "p.json", content))
+
+
+@pytest.mark.parametrize("mark", [",", ";", "|"])
+def test_cells_are_parted_by_the_mark_of_the_header(tmp_path, mark):
+    photo(tmp_path / "a.png")
+    text = f"\ufeffimage{mark}question{mark}answer\na.png{mark}what?{mark}cup\n"
+    assert open_questions(write(tmp_path / "q.csv", text)).answers == (("cup",),)
+
+
+def test_members_that_are_not_in_the_tar_are_counted_as_missing(tmp_path):
+    tar = tar_with(tmp_path / "p.tar", {})
+    rows = [{"image": name, "question": "what?", "answer": "cup"} for name in ("a.png", "./a.PNG", "b.png")]
+    found = open_questions(lines(tmp_path / "q.jsonl", rows), images=tar, read=ReadOptions(max_bad=0.5))
+    assert (len(found), found.dropped["missing image"]) == (2, 1)
+    with pytest.raises(DataError, match=r"1 of 3 rows cannot be used.*b\.png"):
+        open_questions(tmp_path / "q.jsonl", images=tar)
+
+
+def test_pictures_that_rows_link_to_one_group_cannot_be_divided(tmp_path):
+    names = [photo(tmp_path / f"{n}.png", shade=n) or f"{n}.png" for n in range(5)]
+    rows = [
+        {"image_1": a, "image_2": b, "sentence": "same", "label": "true"}
+        for a, b in zip(names, names[1:] + names[:1], strict=True)
+    ]
+    ring = open_statements(lines(tmp_path / "s.jsonl", rows))
+    with pytest.raises(
+        DataError, match="5 pictures cannot be divided into 3 parts.*link all to 1; say in a column split"
+    ):
+        ring.divided((0.8, 0.1, 0.1), 0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mc_core.cli import Clock, keep_freed_memory, print_json, print_table
+from mc_core.errors import ConfigError
 from mc_core.files import write_json
 from mc_core.runs import folder_name
 from mc_core.seeds import Spread
@@ -44,6 +45,10 @@ def run_ablate(
     as_json: bool,
 ) -> None:
     """Train every row, and print the table."""
+    if seeds < 1:
+        raise ConfigError(f"seeds {seeds}; give 1 or more")
+    if wrong := [noise for noise in noises if not 0 <= noise <= 1]:
+        raise ConfigError(f"noise {wrong[0]:g}; give shares of the captions, from 0 to 1")
     clock = Clock()
     keep_freed_memory()
     changes = {} if steps is None else {"fit": {"steps": steps, "epochs": None}}

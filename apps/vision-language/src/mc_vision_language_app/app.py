@@ -17,7 +17,7 @@ from mc_vision_language.methods import METHODS
 from mc_vision_language.methods.growclip.config import GrowCLIPConfig
 from mc_vision_language.recipe import system_of
 from mc_vision_language_app.astrea_options import AstreaSettings
-from mc_vision_language_app.pair_options import PairOptions
+from mc_vision_language_app.pair_options import MeasuredOptions, PairOptions
 from mc_vision_language_app.task_options import TaskOptions
 
 app = App(
@@ -130,7 +130,7 @@ def evaluate(
     source: str | None = None,
     /,
     *,
-    pairs: _Pairs = None,
+    pairs: Annotated[MeasuredOptions | None, Parameter(name="*", group=_PAIRS, show_default=False)] = None,
     part: Literal["test", "validation", "train", "all"] | None = None,
     rerank: int | None = None,
     add_cosine: bool = False,
@@ -144,8 +144,8 @@ def evaluate(
         run: Run folder, or a saved model.
         source: Pairs, or rows of the task. Default: the digit scenes, for a run that was trained on them.
         part: Of the split. Default: test for the data that the run was trained on, all for others.
-        rerank: How many candidates of each query the fusion layers rank again. Default: 128, or a quarter of few.
-        add_cosine: Add the cosine to the score of a match, as later code does; the paper does not.
+        rerank: Of retrieval: how many candidates of each query the fusion layers rank again. Default: 128, or a quarter of few.
+        add_cosine: Of retrieval: add the cosine to the score of a match, as later code does; the paper does not.
         draws: Of the bootstrap over images.
         device: Where to compute.
         json: Print one JSON object instead of a table.
@@ -155,7 +155,7 @@ def evaluate(
     run_evaluate(
         run,
         source,
-        pairs or PairOptions(),
+        pairs or MeasuredOptions(),
         part=part,
         rerank=rerank,
         add_cosine=add_cosine,

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from mc_core.cli import Status, print_json
+from mc_core.errors import ConfigError
 from mc_core.runs import pick_device
 from mc_vision_language_app.measure import RANDOM, TRAINED, compare, show
-from mc_vision_language_app.pair_options import PairOptions
+from mc_vision_language_app.pair_options import MeasuredOptions
 from mc_vision_language_app.runs import open_run, task_of_run
 from mc_vision_language_app.tasks import evaluate_task
 
@@ -16,7 +17,7 @@ from mc_vision_language_app.tasks import evaluate_task
 def run_evaluate(
     run: Path,
     source: str | None,
-    options: PairOptions,
+    options: MeasuredOptions,
     *,
     part: str | None,
     rerank: int | None,
@@ -27,8 +28,21 @@ def run_evaluate(
 ) -> None:
     """Do it, and print the table."""
     if (task := task_of_run(run)) is not None:
-        evaluate_task(run, task, source, options, part=part, draws=draws, device=device, as_json=as_json)
+        evaluate_task(
+            run,
+            task,
+            source,
+            options,
+            part=part,
+            rerank=rerank,
+            add_cosine=add_cosine,
+            draws=draws,
+            device=device,
+            as_json=as_json,
+        )
         return
+    if typed := sorted({"annotations", "boxes", "proposals"} & options.model_fields_set):
+        raise ConfigError(f"--{typed[0]} is of a run of finetune; {run} was pretrained")
     opened = open_run(run, pick_device(device))
     pairs, name = opened.pairs(source, options, part=part)
     models = {TRAINED: opened.model}

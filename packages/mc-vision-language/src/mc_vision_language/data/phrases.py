@@ -20,7 +20,7 @@ from mc_vision_language.data.captions import clean_caption, text_key
 from mc_vision_language.data.images import ImageSet
 from mc_vision_language.data.options import CaptionOptions, ReadOptions
 from mc_vision_language.data.pairs import Pairs
-from mc_vision_language.data.records import Record, field, need, numbers, read_records, text_list
+from mc_vision_language.data.records import Record, field, need, numbers, read_records, text_list, understood
 from mc_vision_language.data.task_rows import Pictures, TaskRows, split_name
 
 _SLACK = 1.5  # pixels by which a published box may reach beyond its picture
@@ -161,29 +161,33 @@ def _of_references(
     content = read_json(boxes)
     if not isinstance(content, dict) or "annotations" not in content or "images" not in content:
         raise DataError(f"{boxes}: no COCO annotations (images and annotations)")
-    known = {one["id"]: one for one in content["annotations"]}
-    shown = {one["id"]: one for one in content["images"]}
+    with understood(str(boxes)):
+        known = {one["id"]: _corners(one["bbox"]) for one in content["annotations"]}
+        shown = {
+            one["id"]: (str(one["file_name"]), (float(one["width"]), float(one["height"]))) for one in content["images"]
+        }
     rows: list[_Phrase] = []
     number_of: dict[str, int] = {}
     for record in records:
         name, image = need(record, "ann_id"), shown.get(need(record, "image_id"))
         if name not in known or image is None:
             raise DataError(f"{record.place}: annotation {name} of image {record.fields['image_id']} is not in {boxes}")
-        file = str(image["file_name"])
+        file, size = image
         row = pictures.row(file, f"train2014/{file}", f"images/{file}")
         if row is None:
             pictures.drop("missing image", record, f"there is no {pictures.root / file}")
             continue
-        number_of[str(image["id"])] = row
-        size = (float(image["width"]), float(image["height"]))
-        for sentence in record.fields["sentences"]:
+        number_of[str(record.fields["image_id"])] = row
+        with understood(record.place):
+            sentences = [dict(one) for one in need(record, "sentences")]
+        for sentence in sentences:
             text = str(sentence.get("sent", sentence.get("raw", ""))).strip()
             if not text:
                 pictures.drop("empty phrase", record, "a phrase is empty")
                 continue
             told = str(record.fields.get("split", ""))
             name_of_row = str(sentence.get("sent_id", ""))
-            rows.append(_Phrase(record, row, text, _corners(known[name]["bbox"]), told, name_of_row, size))
+            rows.append(_Phrase(record, row, text, known[name], told, name_of_row, size))
     return rows, _proposals(proposals, number_of)
 
 
@@ -191,14 +195,16 @@ def _of_objects(records: Sequence[Record], pictures: Pictures) -> tuple[list[_Ph
     rows: list[_Phrase] = []
     found: dict[int, np.ndarray] = {}
     for record in records:
-        objects = [one for one in record.fields.get("objects") or [] if not one.get("iscrowd")]
-        if not objects:
-            continue
+        with understood(record.place):
+            objects = [one for one in record.fields.get("objects") or [] if not one.get("iscrowd")]
+            boxes = [_corners(one["bbox"]) for one in objects]
+            times = Counter(str(one["category"]) for one in objects)
+            if not objects:
+                continue
+            size = (float(need(record, "width")), float(need(record, "height")))
         image = pictures.row(str(record.picture))
         assert image is not None
-        found[image] = np.array([_corners(one["bbox"]) for one in objects])
-        times = Counter(str(one["category"]) for one in objects)
-        size = (float(need(record, "width")), float(need(record, "height")))
+        found[image] = np.array(boxes)
         for one, box in zip(objects, found[image].tolist(), strict=True):
             if times[str(one["category"])] == 1:
                 rows.append(
@@ -242,11 +248,12 @@ def _proposals(path: str | os.PathLike[str] | None, number_of: Mapping[str, int]
         return {}
     content: Any = read_json(path)
     gathered: dict[str, list[list[float]]] = {}
-    if isinstance(content, dict):
-        gathered = {str(name): [_corners(box) for box in found] for name, found in content.items()}
-    elif isinstance(content, list):
-        for one in content:
-            gathered.setdefault(str(one["image_id"]), []).append(_corners(one.get("box", one.get("bbox"))))
+    with understood(str(path)):
+        if isinstance(content, dict):
+            gathered = {str(name): [_corners(box) for box in found] for name, found in content.items()}
+        elif isinstance(content, list):
+            for one in content:
+                gathered.setdefault(str(one["image_id"]), []).append(_corners(one.get("box", one.get("bbox"))))
     found = {number_of[name]: np.array(boxes) for name, boxes in gathered.items() if name in number_of and boxes}
     if not found:
         raise DataError(f"{path}: no proposals for any of these pictures; is it the file of this data set?")

@@ -14,7 +14,7 @@ import numpy as np
 from mc_core.errors import DataError
 from mc_core.files import read_json
 from mc_vision_language.data.options import ReadOptions
-from mc_vision_language.data.records import Record, field, need, read_records, text_list
+from mc_vision_language.data.records import Record, field, need, read_records, text_list, understood
 from mc_vision_language.data.task_rows import Pictures, TaskRows, split_name
 from mc_vision_language.evaluation.answers import normalise_answer
 
@@ -142,13 +142,17 @@ def _of_vqa(source: Path, records: Sequence[Record], annotations: Path | None) -
     content = read_json(source) if source.suffix == ".json" else {}
     part = str(content.get("data_subtype", "")) if isinstance(content, dict) else ""
     for record in records:
-        number, name = int(need(record, "image_id")), need(record, "question_id")
+        with understood(record.place):
+            number, name = int(need(record, "image_id")), need(record, "question_id")
         answer = given.get(name)
         if given and answer is None:
             raise DataError(
                 f"{record.place}: question {name} has no entry in {annotations}; do the two files belong together?"
             )
-        texts = () if answer is None else tuple(str(one["answer"]) for one in answer.fields.get("answers", []))
+        texts: tuple[str, ...] = ()
+        if answer is not None:
+            with understood(answer.place):
+                texts = tuple(str(one["answer"]) for one in answer.fields.get("answers", []))
         file = f"COCO_{part}_{number:012d}.jpg"
         yield _Question(
             record,
@@ -163,31 +167,33 @@ def _of_vqa(source: Path, records: Sequence[Record], annotations: Path | None) -
 
 def _of_genome(records: Sequence[Record]) -> Iterator[_Question]:
     for record in records:
-        for one in record.fields["qas"]:
-            file = f"{one.get('image_id', record.fields.get('id'))}.jpg"
-            answer = str(one.get("answer", "")).strip()
-            yield _Question(
-                record,
-                (file, f"VG_100K/{file}", f"VG_100K_2/{file}"),
-                str(one.get("question", "")).strip(),
-                (answer,) if answer else (),
-                weight=GENOME_WEIGHT,
-                id=str(one.get("qa_id", "")),
-            )
+        with understood(record.place):
+            for one in record.fields["qas"]:
+                file = f"{one.get('image_id', record.fields.get('id'))}.jpg"
+                answer = str(one.get("answer", "")).strip()
+                yield _Question(
+                    record,
+                    (file, f"VG_100K/{file}", f"VG_100K_2/{file}"),
+                    str(one.get("question", "")).strip(),
+                    (answer,) if answer else (),
+                    weight=GENOME_WEIGHT,
+                    id=str(one.get("qa_id", "")),
+                )
 
 
 def _of_notes(records: Sequence[Record]) -> Iterator[_Question]:
     for record in records:
-        for number, one in enumerate(need(record, "qa", "questions")):
-            answers = one.get("answers", one.get("answer", []))
-            yield _Question(
-                record,
-                (str(record.picture),),
-                str(one.get("question", "")).strip(),
-                tuple(_spoken(answer) for answer in text_list(answers)),
-                split=str(record.fields.get("split", "")),
-                id=f"{record.picture}#{number}",
-            )
+        with understood(record.place):
+            for number, one in enumerate(need(record, "qa", "questions")):
+                answers = one.get("answers", one.get("answer", []))
+                yield _Question(
+                    record,
+                    (str(record.picture),),
+                    str(one.get("question", "")).strip(),
+                    tuple(_spoken(answer) for answer in text_list(answers)),
+                    split=str(record.fields.get("split", "")),
+                    id=f"{record.picture}#{number}",
+                )
 
 
 def _of_table(records: Sequence[Record]) -> Iterator[_Question]:

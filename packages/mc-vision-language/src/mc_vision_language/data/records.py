@@ -10,7 +10,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,21 @@ def need(record: Record, *names: str) -> Any:
     return value
 
 
+@contextmanager
+def understood(place: str) -> Iterator[None]:
+    """What is read within has an unusual layout where it fails.
+
+    Raises:
+        DataError: a field is missing, or of another type than the layout has.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{place}: no {error.args[0]}") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"{place}: not in the layout that is understood ({error})") from error
+
+
 def text_list(value: Any) -> list[str]:
     """One text or several: a list, the text of a JSON list, or texts with ``|`` between them.
 
@@ -168,7 +184,9 @@ def _csv(path: Path) -> list[Record]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in head else max(",;|", key=head.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     records = []
     for row in reader:
         if None in row or None in row.values():

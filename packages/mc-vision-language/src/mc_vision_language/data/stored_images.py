@@ -65,7 +65,7 @@ class TarImages(StoredImages):
         places = {f"{key}.{end}": at for key, ends in walk_shard(path).items() for end, at in ends.items()}
         if members is None:
             members = [name for name in places if os.path.splitext(name)[1] in IMAGE_EXTENSIONS]
-        found = [places.get(_member(name)) for name in members]
+        found = [places.get(member_name(name)) for name in members]
         if None in found:
             name = members[found.index(None)]
             raise DataError(f"{path} has no member {name!r}; it has {closest(name, places) or 'none'}")
@@ -222,15 +222,24 @@ class HubImages(StoredImages):
             return -1
 
 
+def tar_members(tar: str | Path) -> frozenset[str]:
+    """Names of all members, as :func:`member_name` spells them.
+
+    Raises:
+        DataError: no such file, or a damaged one.
+    """
+    return frozenset(f"{key}.{end}" for key, ends in walk_shard(os.fspath(tar)).items() for end in ends)
+
+
 def _known_member(name: str, places: Container[str]) -> str:
     """The member that a path of a table means; its own spelling where there is none."""
-    spelled = _member(name.replace("\\", "/"))
+    spelled = member_name(name.replace("\\", "/"))
     parts = spelled.strip("/").split("/")
     shorter = ("/".join(parts[count:]) for count in range(len(parts)))
     return next((one for one in shorter if one in places), spelled)
 
 
-def _member(name: str) -> str:
+def member_name(name: str) -> str:
     """A member's name as the walk over a tar spells it: without ``./``, the ending in lower case."""
     folder, base = os.path.split(name.removeprefix("./"))
     key, _, ending = base.partition(".")

@@ -19,7 +19,7 @@ from mc_vision_language.data.images import FileImages, ImageSet, StoredImages
 from mc_vision_language.data.options import ReadOptions
 from mc_vision_language.data.pairs import divide
 from mc_vision_language.data.records import Record
-from mc_vision_language.data.stored_images import TarImages
+from mc_vision_language.data.stored_images import TarImages, member_name, tar_members
 
 SPLITS = ("train", "validation", "test")
 _KNOWN = {
@@ -100,7 +100,14 @@ class TaskRows:
         if not unknown.any():
             return self
         splits = self.splits.astype(np.array(SPLITS).dtype)
-        splits[unknown] = divide(self._groups()[unknown], shares, seed)
+        groups = self._groups()[unknown]
+        pictures, parts = len(np.unique(self.image_ids[self.image_of[unknown]])), sum(share > 0 for share in shares)
+        if len(np.unique(groups)) < parts <= pictures:
+            raise DataError(
+                f"{pictures} pictures cannot be divided into {parts} parts, since rows that share them link all to "
+                f"{len(np.unique(groups))}; say in a column split which rows are to train on, or give a share of 0"
+            )
+        splits[unknown] = divide(groups, shares, seed)
         return replace(self, splits=splits)
 
     def describe(self) -> dict[str, Any]:
@@ -141,6 +148,7 @@ class Pictures:
     def __init__(self, root: Path, source: str, read: ReadOptions) -> None:
         self.root, self.source, self.read = root, source, read
         self._tar = root.suffix.lower() == ".tar"
+        self._members = tar_members(root) if self._tar else frozenset()
         self.names: list[str] = []
         self._rows: dict[str, int | None] = {}
         self.dropped: Counter[str] = Counter()
@@ -149,11 +157,14 @@ class Pictures:
     def row(self, *names: str) -> int | None:
         """Number of the picture that has one of these names under the root, or None where there is none."""
         if names[0] not in self._rows:
-            there = next((name for name in names if self._tar or (self.root / name).is_file()), None)
+            there = next((name for name in names if self._there(name)), None)
             self._rows[names[0]] = None if there is None else len(self.names)
             if there is not None:
                 self.names.append(there)
         return self._rows[names[0]]
+
+    def _there(self, name: str) -> bool:
+        return member_name(name) in self._members if self._tar else (self.root / name).is_file()
 
     def drop(self, reason: str, record: Record, what: str) -> None:
         """Count a row that is left out."""

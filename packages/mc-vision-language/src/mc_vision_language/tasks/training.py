@@ -165,6 +165,8 @@ def measure_task(
     *,
     draws: int = DRAWS,
     batch_size: int = 64,
+    k: int | None = None,
+    add_cosine: bool = False,
 ) -> TaskScores:
     """The figure of a task model on rows of its task, with baselines where training rows are given.
 
@@ -175,6 +177,8 @@ def measure_task(
         train: rows that were trained on, for baselines that count.
         draws: resamples of the interval; 0: none.
         batch_size: rows at once.
+        k: of retrieval: how many candidates are ranked again; default: 128, or a quarter of few.
+        add_cosine: of retrieval: to the score of a match.
 
     Raises:
         ConfigError: rows of another task than the model's.
@@ -190,7 +194,7 @@ def measure_task(
         assert train is None or isinstance(train, Judged)
         return measure_judged(model, rows, train, draws=draws, batch_size=batch_size)  # type: ignore[arg-type]
     if isinstance(model, VisionLanguageModel) and isinstance(rows, Pairs):
-        return _retrieval_scores(model, rows, draws)
+        return _retrieval_scores(model, rows, draws, k, add_cosine)
     if isinstance(model, VisionLanguageModel) and isinstance(rows, Phrases):
         return _grounding_scores(model, rows, train, draws, batch_size)
     raise ConfigError(f"a {type(model).__name__} cannot be measured on {type(rows).__name__.lower()}")
@@ -323,9 +327,12 @@ def _trained(run: RunResult) -> PictureTextModel:
     return model.eval()
 
 
-def _retrieval_scores(model: VisionLanguageModel, pairs: Pairs, draws: int) -> TaskScores:
+def _retrieval_scores(
+    model: VisionLanguageModel, pairs: Pairs, draws: int, k: int | None, add_cosine: bool
+) -> TaskScores:
     """The mean of six recalls after the best candidates of each query were ranked again."""
-    found = retrieval(model, pairs, k=min(CANDIDATES, max(_LEAST, len(pairs) // 4)), draws=draws)
+    usual = min(CANDIDATES, max(_LEAST, len(pairs) // 4))
+    found = retrieval(model, pairs, k=usual if k is None else k, add_cosine=add_cosine, draws=draws)
     best = found.best
     ways = {"image_to_text": best.image_to_text, "text_to_image": best.text_to_image}
     details = {f"{way}_at_{rank}": one.value for way, recalls in ways.items() for rank, one in recalls.items()}
