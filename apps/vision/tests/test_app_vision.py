@@ -204,15 +204,84 @@ def test_parts_of_another_run_are_not_taken_up(finished, flat, tmp_path, command
         assert (file["features"] != 0).any(axis=1).all()
 
 
-def test_export_for_timm(finished, tmp_path, command):
+def test_the_encoder_in_a_run_and_its_export_are_shown_pictures_as_the_run_showed_them(
+    finished, labelled, tmp_path, command
+):
+    run, _ = finished
+    hub = tmp_path / "hub"
+    assert command("export", run, "--format", "hub", "--out", hub).code == 0
+    whole, inner, exported = (
+        command("evaluate", place, "--data", labelled, "--json").json for place in (run, run / "model", hub)
+    )
+    scores = [(found["trained"], found["baselines"]) for found in (whole, inner, exported)]
+    assert scores[0] == scores[1] == scores[2]
+    refused = command("evaluate", run, "--data", labelled, "--image-size", "0")
+    assert (refused.code, refused.err) == (2, "error: image size 0; give a side of 1 pixel or more\n")
+    refused = command("evaluate", run, "--data", labelled, "--seed", "-1")
+    assert (refused.code, refused.err) == (2, "error: seed -1; give 0 or more\n")
+
+
+def test_the_random_encoder_beside_a_pretrained_one_is_random(finished, tiny, flat, tmp_path, command, monkeypatch):
+    from mc_vision_app import pretrain
+
+    start = tmp_path / "start.safetensors"
+    assert command("export", finished[0], "--out", start).code == 0
+    seen = {}
+    measure = pretrain.instance_retrieval
+    monkeypatch.setattr(
+        pretrain, "instance_retrieval", lambda encoders, *a, **k: seen.update(encoders) or measure(encoders, *a, **k)
+    )
+    learned = load_model(finished[0] / "model").eval()
+    given = ["--method.encoder.pretrained", start, "--fit.steps", "1", "--fit.lr", "1e-9", "--out", tmp_path / "run"]
+    done = command("pretrain", flat, *tiny(*given), "--json")
+    assert done.code == 0, done.err
+    batch = {"image": torch.rand(4, 3, 16, 16)}
+    with torch.no_grad():
+        first, random = seen["trained"](batch), seen["random_encoder"](batch)
+        assert (
+            torch.nn.functional.cosine_similarity(first, learned(batch["image"])).min() > 0.95
+        )  # all but the statistics
+        assert torch.nn.functional.cosine_similarity(random, learned(batch["image"])).min() < 0.95
+
+
+def test_names_that_are_not_utf_8_are_written_out(finished, tmp_path, command):
+    import os
+
+    import pyarrow.parquet as pq
+
+    from mc_testkit.files import write_image
+
+    folder = tmp_path / "odd"
+    for i in range(3):
+        write_image(folder / f"{i}.png", seed=i)
+    os.rename(os.fsencode(folder / "0.png"), os.fsencode(folder) + b"/x\xff.png")
+    done = command("embed", finished[0], folder, "--out", tmp_path / "n.parquet")
+    assert done.code == 0, done.err
+    assert any("udcff" in name for name in pq.read_table(tmp_path / "n.parquet")["name"].to_pylist())
+
+
+def test_held_out_images_that_cannot_be_read_are_one_line(flat, tiny, tmp_path, command, monkeypatch):
+    from mc_vision import open_source
+    from mc_vision_app import pretrain
+
+    for place in range(2):
+        write_broken_image(tmp_path / "bad" / f"{place}.png")
+    monkeypatch.setattr(pretrain, "split_source", lambda source, *_: (source, open_source(str(tmp_path / "bad"))))
+    done = command("pretrain", flat, *tiny("--fit.steps", "1"), "--out", tmp_path / "run")
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert "fewer than two of the 2 images to measure on can be read" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_export_for_timm(backbone, finished, tmp_path, command):
     import timm
 
     from mc_vision.encoders import TimmEncoder
     from mc_vision.encoders_config import EncoderConfig
 
-    encoder = TimmEncoder(EncoderConfig(backbone="mobilenetv3_small_050", image_size=64)).eval()
+    encoder = TimmEncoder(EncoderConfig(backbone=backbone, image_size=64)).eval()
     save_model(encoder, tmp_path / "encoder")
-    out = tmp_path / "weights.safetensors"
+    out = tmp_path / "one's weights.safetensors"
     done = command("export", tmp_path / "encoder", "--format", "timm", "--out", out)
     assert (done.code, done.err) == (0, "")
     call = done.out.splitlines()[1]
@@ -253,6 +322,10 @@ def test_export_to_the_hub_is_a_folder_that_loads(finished, command):
     ours, theirs = (load_model(path).state_dict() for path in (run / "model", folder))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    size = ["--image-size", "0"]
+    assert (
+        command("export", run, "--format", "onnx", *size).err == "error: image size 0; give a side of 1 pixel or more\n"
+    )
     again = command("export", run, "--format", "hub")
     assert (again.code, again.err) == (2, f"error: {folder} exists and is not empty; name another folder with --out\n")
 

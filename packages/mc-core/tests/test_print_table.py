@@ -33,3 +33,9 @@ def test_long_texts_give_way_to_whole_words():
     widths = _widths([5, 20, 4], [60, 20, 4], 40)
     assert widths == [16, 20, 4]
     assert _widths([20, 20], [20, 20], 30) == [None, None]  # a terminal that is too narrow
+
+
+def test_square_brackets_in_cells_and_heads_are_shown(capsys):
+    print_table("a [title]", ["folder [old]", "n"], [["data [old]", "[x]"]])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("a [title]", "folder [old]", "data [old]", "[x]"))

@@ -7,9 +7,9 @@ import torch
 
 from mc_core.cli import value_of
 from mc_core.engine.checkpoint import CheckpointFolder
-from mc_core.errors import CheckpointError, DataError
+from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.export import save_model
-from mc_core.runs import folder_name, need_run_folder, open_model, pick_device
+from mc_core.runs import _without_pretrained, folder_name, need_run_folder, open_model, pick_device
 from mc_testkit.toys import ToyEncoder
 
 
@@ -68,6 +68,26 @@ def test_what_follows_an_option():
 def test_the_device_asked_for():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"'cuda:1'.*no GPU here; take cpu"):
+        pick_device("cuda:1")
+
+
+def test_settings_of_a_checkpoint_need_no_pretrained_file():
+    from pydantic import BaseModel
+
+    class Encoder(BaseModel):
+        pretrained: str | bool = False
+        width: int = 3
+
+    class Method(BaseModel):
+        encoder: Encoder = Encoder()
+
+    assert _without_pretrained(Method(encoder=Encoder(pretrained="gone", width=5))) == Method(encoder=Encoder(width=5))
+    assert _without_pretrained("of another kind") == "of another kind"
 
 
 @pytest.mark.parametrize(

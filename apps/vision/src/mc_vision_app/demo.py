@@ -104,7 +104,8 @@ class ImageIndex:
             DataError: it is no image.
         """
         query_source = open_source(path, channels=self._opened.encoder.config.channels)
-        query = extract_features(self._encode, self._opened.eval_data(query_source), workers=0)
+        device = next(self._opened.encoder.parameters()).device
+        query = extract_features(self._encode, self._opened.eval_data(query_source), workers=0, device=device)
         similarity = self._features @ F.normalize(query.values.float(), dim=1)[0].cpu()
         best = similarity.topk(min(count, len(similarity)))
         shown = []

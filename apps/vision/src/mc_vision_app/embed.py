@@ -159,7 +159,7 @@ def _join(parts: Path, out: Path, source: ImageSource) -> int:
     with atomic_path(out) as draft:
         for index, features in _parts_in_order(parts):
             columns = {
-                "name": pa.array([source.name(int(i)) for i in index]),
+                "name": pa.array([_utf8(source.name(int(i))) for i in index]),
                 "features": pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1]),
             }
             if labels is not None:
@@ -173,3 +173,8 @@ def _join(parts: Path, out: Path, source: ImageSource) -> int:
         if writer is not None:
             writer.close()
     return count
+
+
+def _utf8(name: str) -> str:
+    """A file's name as text; bytes that are not UTF-8 are written out."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -54,8 +54,8 @@ def run_evaluate(
     metric = f"{protocol}_accuracy"
     trained = scores.pop("trained")
     found = Result(metric, trained, scores, run=run, seconds=clock.seconds(), more=more)
-    found.write(run, f"evaluate-{protocol}.json")
     found.show(as_json=as_json, title=f"{run.name}: {protocol}, {len(asked)} test images")
+    found.write(run, f"evaluate-{protocol}.json")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def run_export(run: Path, *, format: str, out: Path | None, size: int | None, as
     elif format == "onnx":
         if size is None and opened.recipe is not None:
             size = opened.recipe.views.views().views[0].size
-        side = size or encoder.config.image_size or 224
+        side = (encoder.config.image_size or 224) if size is None else size
+        if side < 1:
+            raise ConfigError(f"image size {side}; give a side of 1 pixel or more")
         example = torch.rand(2, encoder.config.channels, side, side)
         report = export_onnx(encoder, example, target)
         fields |= {
@@ -67,7 +70,10 @@ def _how_timm_reads(encoder: TimmEncoder, path: Path) -> str:
             f"{config.backbone} is not a model of timm's; a recipe starts from the file with method.encoder.pretrained"
         )
     channels = "" if config.channels == 3 else f", in_chans={config.channels}"
-    model = f"timm.create_model('{config.backbone}', num_classes=0{channels}"
+    published = timm.get_pretrained_cfg(config.backbone)
+    fixed = published is not None and published.fixed_input_size and config.image_size is not None
+    size = f", img_size={config.image_size}" if fixed else ""
+    model = f"timm.create_model('{config.backbone}', num_classes=0{channels}{size}"
     if config.uses_cifar_stem and isinstance(encoder.backbone, timm.models.ResNet):
-        return f"timm.models.load_checkpoint(mc_vision.encoders.use_cifar_stem({model})), '{path}')"
-    return f"{model}, checkpoint_path='{path}')"
+        return f"timm.models.load_checkpoint(mc_vision.encoders.use_cifar_stem({model})), {os.fspath(path)!r})"
+    return f"{model}, checkpoint_path={os.fspath(path)!r})"

@@ -212,7 +212,9 @@ def measure(
 ) -> tuple[str, dict[str, float]]:
     """(metric, scores by name): held-out kNN accuracy where there are labels, else retrieval of an image's other view."""
     device = next(method.parameters()).device
-    fresh = build_method(recipe).encoder.to(device)
+    encoder = recipe.method.encoder.model_copy(update={"pretrained": False})
+    start = recipe.model_copy(update={"method": recipe.method.model_copy(update={"encoder": encoder})})
+    fresh = build_method(start).encoder.to(device)
     encoders = {"trained": encoder_of(method.encoder), "random_encoder": encoder_of(fresh), "raw_pixels": raw_pixels}
     seed = recipe.fit.seed
     if test is not None and train.labels is not None and len(set(train.labels.tolist())) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mc_core.errors import CheckpointError
+from mc_core.errors import CheckpointError, ConfigError
 from mc_core.export import load_model
 from mc_core.runs import need_run_folder, open_model
 from mc_vision.data import ImageSource
@@ -53,7 +53,9 @@ class OpenedRun:
     def eval_data(self, source: ImageSource, size: int | None = None) -> EvalDataset:
         """``source`` as this encoder is to see it."""
         trained, mean, std = self.trained_on()
-        size = size or trained
+        size = trained if size is None else size
+        if size < 1:
+            raise ConfigError(f"image size {size}; give a side of 1 pixel or more")
         ratio = 1.0 if size <= 64 else 256 / 224
         return EvalDataset(source, size, resize_ratio=ratio, mean=mean, std=std, channels=self.encoder.config.channels)
 
@@ -66,7 +68,10 @@ def open_run(folder: Path, device: torch.device | None = None) -> OpenedRun:
         CheckpointError: what is there cannot be read.
     """
     need_run_folder(folder, command=COMMAND)
-    recipe = resolve_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
+    # an encoder inside a run is shown pictures as the run showed them
+    places = (folder, folder.parent) if folder.name.startswith("model") else (folder,)
+    told = next((place / "recipe.yaml" for place in places if (place / "recipe.yaml").exists()), None)
+    recipe = None if told is None else resolve_recipe(told)
     encoder, step = open_model(folder, recipe, METHODS, command=COMMAND)
     if not isinstance(encoder, TimmEncoder):
         raise CheckpointError(f"{folder} holds a {type(encoder).__name__}, not an image encoder of mc-vision")

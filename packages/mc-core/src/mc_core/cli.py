@@ -304,9 +304,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     widths = _widths(words, lines, console.width - frame)
     table = Table()
     for i, (head, width) in enumerate(zip(heads, widths, strict=True)):
-        table.add_column(head, justify="left" if i == 0 else "right", width=width)
+        table.add_column(_escape(head), justify="left" if i == 0 else "right", width=width)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_escape, row))
     console.print(_escape(title), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
 

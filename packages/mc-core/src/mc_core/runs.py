@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mc_core.engine.checkpoint import CheckpointFolder
-from mc_core.errors import CheckpointError, DataError
+from mc_core.errors import CheckpointError, ConfigError, DataError
 from mc_core.export import load_model
 from mc_core.recipes import MethodTable
 
@@ -32,6 +32,8 @@ def open_model(folder: Path, recipe: Any | None, methods: MethodTable, *, comman
         if not (folder / "config.json").exists():
             raise DataError(f"{folder} is neither a run folder (no recipe.yaml) nor a saved encoder (no config.json)")
         return load_model(folder), None
+    if (folder / "config.json").exists():  # an encoder that was written with the recipe beside it
+        return load_model(folder), None
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if (folder / "model" / "config.json").exists():
         paths = checkpoints.paths()
@@ -39,9 +41,17 @@ def open_model(folder: Path, recipe: Any | None, methods: MethodTable, *, comman
     state = checkpoints.load_newest()
     if state is None:
         raise CheckpointError(f"{folder} holds no model and no checkpoint yet: let `{command}` go on for a while")
-    method = methods.method_class(recipe.system)(recipe.method)
+    method = methods.method_class(recipe.system)(_without_pretrained(recipe.method))
     method.load_state_dict(state["method"])
     return method.encoder, int(state["step"])
+
+
+def _without_pretrained(config: Any) -> Any:
+    """The settings of a method whose weights come from a checkpoint, whatever they began as."""
+    encoder: Any = getattr(config, "encoder", None)
+    if not getattr(encoder, "pretrained", False):
+        return config
+    return config.model_copy(update={"encoder": encoder.model_copy(update={"pretrained": False})})
 
 
 def need_run_folder(folder: Path, *, command: str) -> None:
@@ -62,7 +72,13 @@ def folder_name(text: str) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto``: a GPU if there is one."""
+    """``auto``: a GPU if there is one.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none that torch can use.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    elif name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device '{name}', but torch sees no GPU here; take cpu")
     return torch.device(name)

@@ -198,6 +198,10 @@ def instance_retrieval(
         for name, encode in encoders.items():
             for side, key in enumerate(("view_1", "view_2")):
                 found[name][side].append(nn.functional.normalize(encode({"image": batch[key]}).float().cpu(), dim=1))
+    if sum(len(part) for part in next(iter(found.values()), ([],))[0]) < 2:
+        raise DataError(
+            f"fewer than two of the {len(source)} images to measure on can be read, such as {source.name(0)}"
+        )
     scores = {}
     for name, (first, second) in found.items():
         a, b = torch.cat(first), torch.cat(second)

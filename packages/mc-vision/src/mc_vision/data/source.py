@@ -399,7 +399,7 @@ def make_labels(
         _no_gaps(values, where)
         try:
             values = np.array([int(value) for value in values], dtype=np.int64)
-        except ValueError:
+        except (ValueError, OverflowError):
             values, names = None, values if names is None else names
     if names is None:
         return (None, None) if values is None else (values.astype(np.int64), None)
@@ -467,4 +467,6 @@ def _integers(values: Any, count: int, what: str) -> np.ndarray | None:
 
 
 def _generator(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise ConfigError(f"seed {seed}; give 0 or more")
     return np.random.Generator(np.random.Philox(key=seed))
